@@ -1,0 +1,1 @@
+"""The HTTP front end: validates, enqueues, serves predictions. No training code."""

@@ -1,0 +1,1 @@
+"""One thin module of routes per resource."""

@@ -1,0 +1,1 @@
+"""A typed httpx client and the ``bitpress`` command line built on it."""

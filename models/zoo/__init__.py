@@ -1,0 +1,1 @@
+"""The architectures that a checkpoint can be loaded into."""

@@ -1,0 +1,1 @@
+"""What persists and what the app and the worker agree on. No torch, no HTTP."""

@@ -1,0 +1,170 @@
+"""What a compression job is asked to do, and the catalogue of methods with their parameters.
+
+The specification says everything a job depends on: two jobs with equal specifications and equal
+data give byte-identical artifacts.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from store.errors import InvalidSpec
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Digest = Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
+LayerName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    """A misspelt field is an error, not a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BwnParameters(_Strict):
+    """BWN (Rastegari et al., XNOR-Net, ECCV 2016): sign and mean magnitude, no data needed."""
+
+    name: Literal["bwn"] = "bwn"
+    recalibrate_batch_norm: bool = Field(
+        default=False, description="Re-estimate batch-norm statistics on the calibration images."
+    )
+
+
+class BwnhParameters(_Strict):
+    """BWNH (Hu, Wang and Cheng, AAAI 2018): binary codes by hashing, layer by layer."""
+
+    name: Literal["bwnh"] = "bwnh"
+    sweeps: int = Field(default=20, ge=0, le=100, description="Most sweeps over a layer's bits.")
+    target: Literal["full_precision", "binarized"] = Field(
+        default="full_precision",
+        description="Input of the target similarity: of the full-precision net, or the binarized.",
+    )
+    scale: bool = Field(
+        default=True, description="Learn one scale per filter; false fixes it at 1."
+    )
+    ridge: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="Weight of ||w - a b||^2, relative to the mean diagonal of the Gram matrix.",
+    )
+    positions: int = Field(
+        default=65_536,
+        ge=1_024,
+        le=16_777_216,
+        description="Most output positions of a layer that enter its statistics.",
+    )
+    recalibrate_batch_norm: bool = Field(
+        default=False, description="Re-estimate batch-norm statistics on the calibration images."
+    )
+
+
+MethodParameters = Annotated[BwnParameters | BwnhParameters, Field(discriminator="name")]
+
+METHODS: Mapping[str, type[BwnParameters] | type[BwnhParameters]] = {
+    "bwn": BwnParameters,
+    "bwnh": BwnhParameters,
+}
+
+
+class InputShape(_Strict):
+    """What the network is fed: ``(channels, height, width)`` and how pixels become numbers.
+
+    A pixel p in 0..255 becomes ``(low + (high - low) * p / 255 - mean[c]) / std[c]``.
+    """
+
+    channels: Literal[1, 3] = 3
+    height: int = Field(default=32, ge=4, le=1024)
+    width: int = Field(default=32, ge=4, le=1024)
+    value_range: tuple[Finite, Finite] = (0.0, 1.0)
+    mean: tuple[Finite, ...] = ()
+    std: tuple[Positive, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _neutral_normalisation(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            channels = data.get("channels", 3)
+            count = channels if channels in (1, 3) else 3
+            return {"mean": (0.0,) * count, "std": (1.0,) * count, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _one_value_per_channel(self) -> "InputShape":
+        for field in ("mean", "std"):
+            if len(getattr(self, field)) != self.channels:
+                raise ValueError(f"{field} needs one value per channel, that is {self.channels}")
+        if not self.value_range[0] < self.value_range[1]:
+            raise ValueError("value_range needs its low end below its high end")
+        return self
+
+
+class CompressSpec(_Strict):
+    """A compression job: which checkpoint, as which network, with which data and method."""
+
+    name: Name = Field(description="Name under which the model is published.")
+    architecture: Name = Field(description="A registered architecture.")
+    architecture_parameters: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    checkpoint: Digest | None = Field(
+        default=None,
+        description="Digest of an earlier upload; absent where the file is sent along.",
+    )
+    input: InputShape = Field(default_factory=InputShape)
+    dataset: Name = Field(description="A registered dataset.")
+    method: MethodParameters = Field(default_factory=BwnhParameters)
+    keep_float: tuple[LayerName, ...] = Field(
+        default=(), description="Layers left in float; by default every layer is binarized."
+    )
+    calibration_images: int = Field(default=500, ge=1, le=100_000)
+    activation_bits: Literal[32] = 32
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+
+
+def parse_spec(data: Any) -> CompressSpec:
+    """Validate ``data`` (a mapping, or JSON text) as a `CompressSpec`.
+
+    Raises:
+        InvalidSpec: naming the first offending field and what is allowed there.
+    """
+    try:
+        if isinstance(data, str | bytes):
+            return CompressSpec.model_validate_json(data)
+        return CompressSpec.model_validate(data)
+    except ValidationError as error:
+        raise _first_fault(error) from None
+
+
+def _first_fault(error: ValidationError) -> InvalidSpec:
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    # The discriminator's tag stands between "method" and the parameter; users do not write it.
+    location = [str(part) for part in fault["loc"] if part not in METHODS]
+    field = ".".join(["spec", *location])
+    if fault["type"] == "json_invalid":
+        return InvalidSpec(
+            f"spec is not JSON: {fault['msg']}", field="spec", remedy="Send a JSON object."
+        )
+    if fault["type"] == "union_tag_invalid":
+        return InvalidSpec(
+            "There is no such method.",
+            field=field + ".name",
+            remedy="Use one of: " + ", ".join(METHODS),
+        )
+    if fault["type"] == "extra_forbidden":
+        return InvalidSpec(
+            "There is no such field.", field=field, remedy="Remove it, or check its spelling."
+        )
+    return InvalidSpec(fault["msg"], field=field, remedy="See CompressSpec in /docs.")

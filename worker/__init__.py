@@ -1,0 +1,1 @@
+"""Runs compression jobs: calibration, packing, evaluation. No HTTP code."""
