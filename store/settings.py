@@ -1,0 +1,100 @@
+"""Settings that the app and the worker share, read from the environment (``BITPRESS_...``)."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from store.archives import DatasetLimits
+
+_MIB = 2**20
+_GIB = 2**30
+
+
+class StoreSettings(BaseSettings):
+    """Where things lie and how large they may be. Sizes are in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="BITPRESS_", extra="ignore", frozen=True)
+
+    data_dir: Path = Field(
+        default=Path("bitpress-data"),
+        description="Folder of everything that persists; app and worker must share it.",
+    )
+    database_url: str = Field(
+        default="",
+        description="SQLAlchemy URL of the job database; SQLite inside data_dir where empty.",
+    )
+    max_checkpoint_bytes: int = Field(
+        default=2 * _GIB, gt=0, description="Largest checkpoint that may be uploaded."
+    )
+    max_archive_bytes: int = Field(
+        default=8 * _GIB, gt=0, description="Largest dataset archive that may be uploaded."
+    )
+    max_dataset_bytes: int = Field(
+        default=32 * _GIB, gt=0, description="Most bytes that a dataset archive may unpack to."
+    )
+    max_dataset_ratio: float = Field(
+        default=200.0,
+        gt=1,
+        description="Most times its own size that an archive may unpack to, past the first 64 MiB.",
+    )
+    max_dataset_members: int = Field(
+        default=2_000_000, gt=0, description="Most entries, folders included, of an archive."
+    )
+    max_dataset_images: int = Field(
+        default=1_000_000, gt=0, description="Most images of a dataset."
+    )
+    max_dataset_classes: int = Field(
+        default=10_000, gt=1, le=65_536, description="Most classes of a dataset."
+    )
+    max_member_bytes: int = Field(
+        default=64 * _MIB, gt=0, description="Largest single file inside a dataset archive."
+    )
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> Self:
+        # Absolute at once: a later change of the working directory must not move the store.
+        # object.__setattr__ because the settings are frozen for everybody else.
+        object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())
+        if not self.database_url:
+            url = f"sqlite:///{self.data_dir / 'bitpress.sqlite'}"
+            object.__setattr__(self, "database_url", url)
+        return self
+
+    @property
+    def uploads_dir(self) -> Path:
+        """Root of the `UploadStore`."""
+        return self.data_dir / "uploads"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """Root of the `DatasetStore`."""
+        return self.data_dir / "datasets"
+
+    @property
+    def models_dir(self) -> Path:
+        """Root of the `ModelStore`."""
+        return self.data_dir / "models"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """The files of a job lie in ``jobs_dir / job_id``."""
+        return self.data_dir / "jobs"
+
+    @property
+    def cache_dir(self) -> Path:
+        """What can be made again at any time: decoded datasets."""
+        return self.data_dir / "cache"
+
+    @property
+    def dataset_limits(self) -> DatasetLimits:
+        """The limits under which the `DatasetStore` reads an archive."""
+        return DatasetLimits(
+            max_unpacked_bytes=self.max_dataset_bytes,
+            max_ratio=self.max_dataset_ratio,
+            max_members=self.max_dataset_members,
+            max_images=self.max_dataset_images,
+            max_classes=self.max_dataset_classes,
+            max_member_bytes=self.max_member_bytes,
+        )

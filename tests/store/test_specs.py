@@ -1,0 +1,104 @@
+import json
+from typing import Any
+
+import pytest
+
+from store.errors import InvalidSpec
+from store.specs import METHODS, BwnhParameters, BwnParameters, CompressSpec, parse_spec
+
+MINIMAL = {"name": "vgg9", "architecture": "vgg9", "dataset": "cifar10"}
+
+
+def test_three_names_are_enough_and_the_rest_has_defaults() -> None:
+    spec = parse_spec(MINIMAL)
+    assert isinstance(spec.method, BwnhParameters)
+    assert (spec.input.channels, spec.input.height, spec.input.width) == (3, 32, 32)
+    assert spec.input.mean == (0.0, 0.0, 0.0)
+    assert spec.input.std == (1.0, 1.0, 1.0)
+    assert (spec.calibration_images, spec.seed, spec.keep_float) == (500, 0, ())
+    assert spec.checkpoint is None
+
+
+def test_one_channel_gets_one_mean_and_one_deviation() -> None:
+    spec = parse_spec(MINIMAL | {"input": {"channels": 1, "height": 8, "width": 8}})
+    assert (spec.input.mean, spec.input.std) == ((0.0,), (1.0,))
+
+
+def test_json_text_and_mappings_mean_the_same() -> None:
+    data = MINIMAL | {"method": {"name": "bwn"}, "seed": 3, "checkpoint": "sha256:" + "a" * 64}
+    assert parse_spec(json.dumps(data)) == parse_spec(json.dumps(data).encode()) == parse_spec(data)
+    assert isinstance(parse_spec(data).method, BwnParameters)
+
+
+def test_a_spec_survives_its_json() -> None:
+    spec = parse_spec(MINIMAL | {"method": {"name": "bwnh", "sweeps": 3, "ridge": 0.5}})
+    assert parse_spec(spec.model_dump_json()) == spec
+    assert CompressSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_the_catalogue_names_each_method_as_it_names_itself() -> None:
+    for name, parameters in METHODS.items():
+        assert parameters().name == name
+        spec = parse_spec(MINIMAL | {"method": {"name": name}})
+        assert type(spec.method) is parameters
+
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"name": "../vgg9"}, "spec.name"),
+    ({"name": "VGG9"}, "spec.name"),
+    ({"name": ""}, "spec.name"),
+    ({"name": "a" * 65}, "spec.name"),
+    ({"name": "vgg9\n"}, "spec.name"),
+    ({"name": 9}, "spec.name"),
+    ({"architecture": None}, "spec.architecture"),
+    ({"dataset": "/etc"}, "spec.dataset"),
+    ({"checkpoint": "sha256:zz"}, "spec.checkpoint"),
+    ({"checkpoint": "/etc/passwd"}, "spec.checkpoint"),
+    ({"sed": 1}, "spec.sed"),
+    ({"seed": -1}, "spec.seed"),
+    ({"calibration_images": 0}, "spec.calibration_images"),
+    ({"activation_bits": 8}, "spec.activation_bits"),
+    ({"keep_float": ["features.0", 1]}, "spec.keep_float.1"),
+    ({"method": {"name": "magic"}}, "spec.method.name"),
+    ({"method": {"name": "bwnh", "sweeps": -1}}, "spec.method.sweeps"),
+    ({"method": {"name": "bwnh", "swepes": 1}}, "spec.method.swepes"),
+    ({"method": {"name": "bwnh", "ridge": float("nan")}}, "spec.method.ridge"),
+    ({"method": {"name": "bwn", "sweeps": 1}}, "spec.method.sweeps"),
+    ({"input": {"channels": 2}}, "spec.input.channels"),
+    ({"input": {"mean": [0.5]}}, "spec.input"),
+    ({"input": {"std": [1, 0, 1]}}, "spec.input.std.1"),
+    ({"input": {"mean": [0, float("inf"), 0]}}, "spec.input.mean.1"),
+    ({"input": {"value_range": [1, 1]}}, "spec.input"),
+    ({"input": {"height": 100_000}}, "spec.input.height"),
+    ({"architecture_parameters": {"width": [1]}}, "spec.architecture_parameters.width"),
+]
+
+
+@pytest.mark.parametrize(("change", "field"), FAULTS)
+def test_a_fault_is_named_with_its_field_and_a_remedy(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        parse_spec(MINIMAL | change)
+    assert (caught.value.field or "").startswith(field)
+    assert caught.value.detail
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("missing", list(MINIMAL))
+def test_a_missing_field_is_named(missing: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        parse_spec({name: value for name, value in MINIMAL.items() if name != missing})
+    assert caught.value.field == "spec." + missing
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"vgg9"', b"\xff\xfe", "{'name': 1}"])
+def test_what_is_no_json_object_is_refused(text: str | bytes) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        parse_spec(text)
+    assert caught.value.field == "spec"
+    assert caught.value.remedy
+
+
+def test_an_unknown_method_lists_the_known_ones() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        parse_spec(MINIMAL | {"method": {"name": "magic"}})
+    assert all(name in (caught.value.remedy or "") for name in METHODS)
