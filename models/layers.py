@@ -1,0 +1,146 @@
+"""Convolution and linear layers whose weights count only by their signs.
+
+A binary layer keeps a real-valued *latent* weight for training, computes with its signs (the
+*codes*, -1 or +1, with sign(0) = +1), and multiplies each output channel by a trainable scale::
+
+    y = conv(x, sign(weight)) * scale + bias
+
+The codes are what is packed into the artifact; `models.lowering` folds scale and bias away.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.binarize import sign, sign_straight_through
+
+
+class BinaryConv2d(nn.Conv2d):
+    """A convolution with weights -1 and +1 and one scale per filter.
+
+    ``weight``: latent weights, float ``(N, C / groups, kh, kw)``. ``scale``: float ``(N,)``,
+    1 at first. Input ``(B, C, H, W)``, output ``(B, N, H', W')``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.scale = nn.Parameter(torch.ones(self.out_channels, dtype=self.weight.dtype))
+
+    @property
+    def codes(self) -> Tensor:
+        """Signs of the weights, int8, of the weight's shape."""
+        return sign(self.weight.detach()).to(torch.int8)
+
+    def forward(self, input: Tensor) -> Tensor:
+        codes = sign_straight_through(self.weight)
+        product: Tensor = self._conv_forward(input, codes, None) * self.scale[:, None, None]
+        return product if self.bias is None else product + self.bias[:, None, None]
+
+
+class BinaryLinear(nn.Linear):
+    """A linear layer with weights -1 and +1 and one scale per output.
+
+    ``weight``: latent weights, float ``(N, S)``. ``scale``: float ``(N,)``, 1 at first.
+    Input ``(..., S)``, output ``(..., N)``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.scale = nn.Parameter(torch.ones(self.out_features, dtype=self.weight.dtype))
+
+    @property
+    def codes(self) -> Tensor:
+        """Signs of the weights, int8, of the weight's shape."""
+        return sign(self.weight.detach()).to(torch.int8)
+
+    def forward(self, input: Tensor) -> Tensor:
+        product = F.linear(input, sign_straight_through(self.weight)) * self.scale
+        return product if self.bias is None else product + self.bias
+
+
+BinaryLayer = BinaryConv2d | BinaryLinear
+
+
+def binarize_layer(
+    layer: nn.Conv2d | nn.Linear, codes: Tensor, scale: Tensor
+) -> BinaryConv2d | BinaryLinear:
+    """Return the binary form of ``layer``: its geometry and bias, the given codes and scales.
+
+    ``codes``: -1 or +1 of any dtype, of the weight's shape; they become the latent weight.
+    ``scale``: ``(N,)``. The result shares no storage with ``layer`` and is on its device.
+
+    Raises:
+        ValueError: codes or scale have another shape, or codes hold anything but -1 and +1.
+    """
+    if codes.shape != layer.weight.shape:
+        raise ValueError(f"codes are {tuple(codes.shape)}, not {tuple(layer.weight.shape)}")
+    if not bool(((codes == 1) | (codes == -1)).all()):
+        raise ValueError("codes must be -1 or +1")
+    if scale.shape != (layer.weight.shape[0],):
+        raise ValueError(f"scale is {tuple(scale.shape)}, not ({layer.weight.shape[0]},)")
+    place = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    binary: BinaryConv2d | BinaryLinear
+    if isinstance(layer, nn.Conv2d):
+        binary = BinaryConv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            bias=layer.bias is not None,
+            padding_mode=layer.padding_mode,
+            **place,
+        )
+    else:
+        binary = BinaryLinear(
+            layer.in_features, layer.out_features, bias=layer.bias is not None, **place
+        )
+    with torch.no_grad():
+        binary.weight.copy_(codes)
+        binary.scale.copy_(scale)
+        if binary.bias is not None and layer.bias is not None:
+            binary.bias.copy_(layer.bias)
+    return binary.train(layer.training)
+
+
+def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put ``layer`` in the place of the submodule called ``name`` (``features.0``), in place.
+
+    Raises:
+        KeyError: there is no such submodule.
+    """
+    parent_name, _, child_name = name.rpartition(".")
+    try:
+        parent = module.get_submodule(parent_name)
+    except AttributeError:
+        raise KeyError(name) from None
+    if parent._modules.get(child_name) is None:
+        raise KeyError(name)
+    parent._modules[child_name] = layer
+
+
+def binarizable_layers(module: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Return every convolution and linear layer by name, in the order of ``named_modules``.
+
+    Layers that are binary already are among them: the names of a network do not depend on how
+    far its calibration has come.
+    """
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
+
+
+def float32_bytes(module: nn.Module) -> int:
+    """Return the bytes of all floating-point parameters and buffers of ``module`` as float32.
+
+    This is what the compression ratio is measured against; batch norm's counters of batches,
+    which no prediction needs, do not count.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    return 4 * sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())

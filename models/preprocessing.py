@@ -1,0 +1,209 @@
+"""From image bytes to the network's input: one code for training, evaluation and serving.
+
+Two steps, because images are kept as uint8 between them: `decode_image` turns one encoded image
+into pixels of the size that the network wants, `normalise` turns many of those into float32.
+
+How many pixels may be decoded at all is the caller's limit, to be checked before this code runs;
+what is refused here is data that is not an image, or not a whole one.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from store.errors import InvalidImage
+
+FORMATS: Final = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM")
+MIN_SIDE_PIXELS: Final = 4
+MAX_SIDE_PIXELS: Final = 4096
+MAX_DECODED_PIXELS: Final = 89_478_485  # where Pillow begins to warn of a decompression bomb
+
+_MODES: Final = {1: "L", 3: "RGB"}
+_REMEDY: Final = "Send a whole JPEG, PNG, BMP, WebP, GIF or PPM image."
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network is fed: images ``(channels, height, width)`` and how pixels become numbers.
+
+    A pixel p in 0..255 of channel c becomes ``(low + (high - low) * p / 255 - mean[c]) / std[c]``
+    with ``low, high = value_range``.
+
+    Raises:
+        ValueError: a value is out of range, or not finite.
+    """
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    value_range: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if type(self.channels) is not int or self.channels not in _MODES:
+            raise ValueError("channels must be 1 or 3")
+        for side in (self.height, self.width):
+            if type(side) is not int or not 1 <= side <= MAX_SIDE_PIXELS:
+                raise ValueError(f"height and width must be integers in 1..{MAX_SIDE_PIXELS}")
+        object.__setattr__(self, "mean", _floats("mean", self.mean, self.channels))
+        object.__setattr__(self, "std", _floats("std", self.std, self.channels))
+        object.__setattr__(self, "value_range", _floats("value_range", self.value_range, 2))
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        if not self.value_range[0] < self.value_range[1]:
+            raise ValueError("value_range must have its low end below its high end")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)``."""
+        return (self.channels, self.height, self.width)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the members as JSON values."""
+        return {
+            "channels": self.channels,
+            "height": self.height,
+            "width": self.width,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "value_range": list(self.value_range),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> "InputSpec":
+        """Return the specification that ``to_json`` gave; every member must be there.
+
+        Raises:
+            ValueError: naming the first defect.
+        """
+        members = {"channels", "height", "width", "mean", "std", "value_range"}
+        if not isinstance(data, Mapping):
+            raise ValueError("must be an object")
+        if set(data) != members:
+            odd = sorted(map(repr, set(data) ^ members))
+            raise ValueError(f"missing or unknown members: {', '.join(odd)}")
+        return cls(**data)
+
+
+def _floats(name: str, values: Any, count: int) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple) or len(values) != count:
+        raise ValueError(f"{name} must be a list of {count} numbers")
+    for value in values:
+        # A Python integer can be too large for any float, and then even isfinite raises.
+        if type(value) not in (int, float) or not -1e30 < value < 1e30:
+            raise ValueError(f"{name} must hold finite numbers")
+    return tuple(float(value) for value in values)
+
+
+def decode_image(data: bytes, spec: InputSpec) -> NDArray[np.uint8]:
+    """Decode one image to the size and channels of ``spec``: uint8 ``(H, W, C)``.
+
+    One channel is PIL's mode L, three are RGB. Orientation tags and colour profiles are ignored.
+    Transparent parts are laid over white; 16-bit greys are scaled to 8 bits; of an animation the
+    first frame counts. An image of another size is cropped about its centre to the wanted aspect
+    ratio and resized (bilinear, antialiased); one of the wanted size is taken as it is.
+
+    Raises:
+        InvalidImage: not an image of a known format, damaged, truncated, or under 4 pixels a side.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if min(width, height) < MIN_SIDE_PIXELS:
+                raise InvalidImage(
+                    f"The image is {width} x {height} pixels, too small to show anything.",
+                    remedy=f"Send an image of at least {MIN_SIDE_PIXELS} pixels a side.",
+                )
+            if width * height > MAX_DECODED_PIXELS:
+                raise InvalidImage(
+                    f"The image has {width} x {height} pixels.",
+                    remedy=f"Send an image of at most {MAX_DECODED_PIXELS} pixels.",
+                )
+            image.load()
+            pixels = _flat_colours(image, _MODES[spec.channels])
+            return _fit(pixels, spec)
+    except InvalidImage:
+        raise
+    except UnidentifiedImageError:
+        raise InvalidImage("The data is not an image of a known format.", remedy=_REMEDY) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InvalidImage(
+            "The image claims far too many pixels.",
+            remedy=f"Send an image of at most {MAX_DECODED_PIXELS} pixels.",
+        ) from None
+    except (
+        # What Pillow's decoders raise on damaged data, depending on format and place.
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        EOFError,
+        AttributeError,
+        struct.error,
+    ):
+        raise InvalidImage("The image is damaged or truncated.", remedy=_REMEDY) from None
+
+
+def _flat_colours(image: Image.Image, mode: str) -> Image.Image:
+    """Return ``image`` in ``mode``, L or RGB, without transparency and in 8 bits."""
+    if image.mode == "F":
+        raise InvalidImage("The image holds floating-point pixels.", remedy=_REMEDY)
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips at 255 and would leave a white picture.
+        grey = np.clip(np.asarray(image).astype(np.int64) // 257, 0, 255).astype(np.uint8)
+        image = Image.fromarray(grey)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _fit(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
+    wanted = (spec.width, spec.height)
+    if image.size != wanted:
+        # Crop first, within the resize: a long thin image would otherwise grow out of bounds.
+        width, height = image.size
+        scale = min(width / spec.width, height / spec.height)
+        crop_width, crop_height = scale * spec.width, scale * spec.height
+        left, top = (width - crop_width) / 2, (height - crop_height) / 2
+        box = (
+            max(left, 0.0),
+            max(top, 0.0),
+            min(left + crop_width, width),
+            min(top + crop_height, height),
+        )
+        image = image.resize(wanted, Image.Resampling.BILINEAR, box=box)
+    return np.array(image, dtype=np.uint8).reshape(spec.height, spec.width, spec.channels)
+
+
+def normalise(images: NDArray[np.uint8], spec: InputSpec) -> torch.Tensor:
+    """Turn pixels, uint8 ``(N, H, W, C)``, into the network's input, float32 ``(N, C, H, W)``.
+
+    Each value is ``(low + (high - low) * p / 255 - mean[c]) / std[c]`` computed in float64 and
+    rounded once, so that every implementation can give the same bits.
+
+    Raises:
+        ValueError: the array is not uint8 of the specification's size.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError("images must be uint8 (N, H, W, C)")
+    if images.shape[1:] != (spec.height, spec.width, spec.channels):
+        raise ValueError(f"images are {images.shape[1:]}, not {spec.height, spec.width}")
+    low, high = spec.value_range
+    levels = low + (high - low) * np.arange(256, dtype=np.float64) / 255
+    result = np.empty((len(images), *spec.shape), dtype=np.float32)
+    for channel in range(spec.channels):
+        table = ((levels - spec.mean[channel]) / spec.std[channel]).astype(np.float32)
+        np.take(table, images[..., channel], out=result[:, channel])
+    return torch.from_numpy(result)

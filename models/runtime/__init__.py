@@ -1,0 +1,58 @@
+"""Executors of a plan, and the choice among them.
+
+`RUNTIMES` lists what exists, fastest first; ``auto`` takes the first that is available here. A
+runtime asked for by name that is missing is an error, never a silent fallback.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from models.artifact import Artifact
+from models.runtime.reference import ReferenceRuntime
+from store.errors import Unavailable
+
+AUTO: Final = "auto"
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """A loaded artifact, ready to answer. Safe to call from several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """Which executor this is, as in `RUNTIMES`."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of weights and tables held between calls."""
+
+    def run(self, x: Tensor) -> Tensor:
+        """Return the logits ``(N, classes)`` of float32 images ``(N, C, H, W)``; N may be 0.
+
+        Raises:
+            ValueError: ``x`` has another shape or dtype.
+        """
+
+
+RUNTIMES: Final[Mapping[str, Callable[[Artifact], Runtime]]] = MappingProxyType(
+    {"reference": ReferenceRuntime}
+)
+
+
+def load(artifact: Artifact, runtime: str = AUTO) -> Runtime:
+    """Make ``artifact`` ready to run on the named runtime, or on the fastest one here.
+
+    Raises:
+        Unavailable: there is no runtime of that name.
+    """
+    name = next(iter(RUNTIMES)) if runtime == AUTO else runtime
+    if name not in RUNTIMES:
+        raise Unavailable(
+            f"There is no runtime {runtime!r} here.",
+            field="runtime",
+            remedy="Use one of: " + ", ".join([AUTO, *RUNTIMES]),
+        )
+    return RUNTIMES[name](artifact)
