@@ -1,0 +1,39 @@
+"""The ``bitpress`` command."""
+
+import sys
+
+import typer
+
+from client.commands.compress import compress
+from client.commands.predict import predict
+from client.commands.service import serve, up, worker
+from client.errors import BitpressProblem, ClientError
+
+app = typer.Typer(
+    name="bitpress",
+    help="Turn a trained CNN into single bits, and serve it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (up, serve, worker, compress, predict):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; a failure is told on standard error and ends with exit code 1."""
+    try:
+        app(prog_name="bitpress")
+    except ClientError as error:
+        sys.stderr.write(describe(error))
+        sys.exit(1)
+
+
+def describe(error: ClientError) -> str:
+    """Return what went wrong, where, and what to do about it, as lines of text."""
+    if not isinstance(error, BitpressProblem):
+        return f"error: {error}\n"
+    lines = [f"error: {error.title}"]
+    members = {"detail": error.detail, "field": error.field, "remedy": error.remedy}
+    lines += [f"  {name}: {value}" for name, value in members.items() if value]
+    return "\n".join(lines) + "\n"

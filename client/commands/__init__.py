@@ -1,0 +1,1 @@
+"""The commands of ``bitpress``, one module for each concept."""

@@ -1,0 +1,167 @@
+"""``bitpress compress``: a checkpoint and a dataset become a compression job."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from client.client import Client
+from client.commands.options import DEFAULT_URL, Url, names, numbers, pairs, size
+from client.errors import JobFailed, UnusableFile
+from client.progress import JobProgress, UploadProgress
+from client.types import CompressSpec, InputShape, Job, Report
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def compress(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="File (.safetensors, .pt, .pth, .th), or sha256:... of an earlier upload."
+        ),
+    ],
+    architecture: Annotated[str, typer.Option(help="A registered architecture, such as vgg9.")],
+    dataset: Annotated[
+        str,
+        typer.Option(help="A registered dataset, or a local folder, zip or tar to upload."),
+    ],
+    name: Annotated[str, typer.Option(help="Name under which the model is published.")],
+    architecture_parameter: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value for the architecture, such as width=0.5; repeatable."),
+    ] = None,
+    dataset_name: Annotated[
+        str | None,
+        typer.Option(help="Name for an uploaded dataset.", show_default="from the file's name"),
+    ] = None,
+    channels: Annotated[int | None, typer.Option(help="Channels of the input: 1 or 3.")] = None,
+    size_text: Annotated[
+        str | None,
+        typer.Option("--size", help="Size of the input: PIXELS or HEIGHTxWIDTH, such as 32."),
+    ] = None,
+    value_range: Annotated[
+        str | None, typer.Option(help="What pixels 0 and 255 become, such as 0,1.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Mean of each channel, such as 0.49,0.48,0.45.")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(help="Standard deviation of each channel, such as 0.25,0.24,0.26.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="bwnh or bwn.", show_default="bwnh")] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value for the method, such as sweeps=10; repeatable."),
+    ] = None,
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option(help="Layer to leave in float; repeatable, or separated by commas."),
+    ] = None,
+    calibration_images: Annotated[
+        int | None, typer.Option(help="Training images that calibrate the layers.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the model, and show what it measures.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Compress a checkpoint into a model whose weights are single bits."""
+    digest = checkpoint if DIGEST.fullmatch(checkpoint) else None
+    file = None if digest else Path(checkpoint)
+    if file is not None and not file.is_file():
+        raise UnusableFile(f"{checkpoint} is no file, and no digest sha256:<64 hex digits>")
+    shape = size(size_text)
+    spec = CompressSpec(
+        name=name,
+        architecture=architecture,
+        architecture_parameters=pairs(architecture_parameter or ()) or None,
+        checkpoint=digest,
+        input=InputShape(
+            channels=channels,
+            height=shape and shape[0],
+            width=shape and shape[1],
+            value_range=_range(value_range),
+            mean=numbers(mean),
+            std=numbers(std),
+        ),
+        dataset=dataset,
+        method=_method(method, pairs(parameter or ())),
+        keep_float=names(keep_float or ()) or None,
+        calibration_images=calibration_images,
+        seed=seed,
+    )
+    console = Console(stderr=True)
+    with Client(url) as client:
+        spec = spec.model_copy(
+            update={"dataset": _registered(client, console, dataset, dataset_name)}
+        )
+        what = "Queueing the job" if file is None else f"Uploading {file.name}"
+        with UploadProgress(console, what) as sent:
+            job = client.compress(spec, file, sent)
+        if not wait:
+            typer.echo(job.id)
+            console.print(f"Queued; see {client.url}/jobs/{job.id}", markup=False)
+            return
+        job, report = _finished(client, console, job)
+    _show(job, report)
+
+
+def _range(text: str | None) -> tuple[float, float] | None:
+    values = numbers(text)
+    if values is None:
+        return None
+    if len(values) != 2:
+        raise typer.BadParameter("--value-range takes two numbers, such as 0,1")
+    return values[0], values[1]
+
+
+def _method(
+    name: str | None, parameters: dict[str, bool | int | float | str]
+) -> dict[str, bool | int | float | str] | None:
+    if name is None and not parameters:
+        return None
+    if "name" in parameters:
+        raise typer.BadParameter("choose the method with --method")
+    return {"name": name or "bwnh", **parameters}
+
+
+def _registered(client: Client, console: Console, dataset: str, name: str | None) -> str:
+    """Return the name of the dataset, uploading it where it is local and not there yet."""
+    source = Path(dataset)
+    if not source.exists():
+        if "/" in dataset:
+            raise UnusableFile(f"{dataset} is no file and no folder")
+        return dataset
+    with UploadProgress(console, f"Uploading {source.name}") as sent:
+        return client.ensure_dataset(source, name, sent).name
+
+
+def _finished(client: Client, console: Console, job: Job) -> tuple[Job, Report]:
+    try:
+        with JobProgress(console) as shown:
+            job = client.wait(job.id, shown)
+    except KeyboardInterrupt:
+        console.print(f"The job goes on; see {client.url}/jobs/{job.id}", markup=False)
+        raise
+    if job.state != "succeeded":
+        raise JobFailed(job)
+    return job, client.report(job.id)
+
+
+def _show(job: Job, report: Report) -> None:
+    table = Table("", "before", "after", title_justify="left")
+    if job.model is not None:
+        table.title = f"{job.model.name}, version {job.model.version}"
+    for column in table.columns[1:]:
+        column.justify = "right"
+    accuracy = report.accuracy
+    table.add_row("accuracy", f"{accuracy.full_precision:.2%}", f"{accuracy.packed:.2%}")
+    table.add_row("bytes", f"{report.bytes.float:,}", f"{report.bytes.packed:,}")
+    table.add_row("ratio", "", f"{report.compression_ratio:.1f}")
+    table.add_row("seconds", "", f"{sum(report.stage_seconds.values()):.1f}")
+    Console().print(table)
