@@ -1,0 +1,63 @@
+"""What a binarization method is given and what it hands over.
+
+A method turns the filters of one layer into signs and one scale per filter. It is a function of a
+`LayerProblem` and of keyword parameters; it knows nothing of networks, files or jobs. To add one,
+write a file beside this one and enter it in ``METHODS`` here and in ``store/specs.py``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from worker.statistics import LayerStatistics
+
+Target = Literal["full_precision", "binarized"]
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """One layer to binarize.
+
+    Attributes:
+        weight: the filters as rows, shape (N, S), float32.
+        statistics: collects the layer's statistics from the calibration images, at most about
+            ``positions`` samples; ``target`` names the network whose input the target responses
+            come from. Costly, so called by methods that use data only.
+        report: takes a fraction in 0..1 of the method's own work and a short message.
+    """
+
+    weight: Tensor
+    statistics: Callable[[Target, int], LayerStatistics]
+    report: Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class BinaryFilters:
+    """Filters as signs times a scale.
+
+    Attributes:
+        codes: -1 or +1, shape (N, S), float32.
+        scale: shape (N,), float32, not negative.
+        losses: the layer's squared error over the target's energy, at the start and after every
+            sweep; empty where the method looks at no data.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    losses: tuple[float, ...]
+
+
+# Called with a `LayerProblem` and the method's own keyword parameters.
+Method = Callable[..., BinaryFilters]
+
+
+def sign_and_mean_magnitude(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``sign(w)``, with sign(0) = +1, and ``mean |w|`` of every filter of ``weight`` (N, S).
+
+    The minimiser of ``||w - a b||^2`` over signs b and a scale a (XNOR-Net, Rastegari et al.,
+    ECCV 2016, section 3.1): where every binarization starts.
+    """
+    codes = (weight >= 0).to(weight.dtype) * 2 - 1
+    return codes, weight.abs().mean(dim=1)
