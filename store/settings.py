@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from store.archives import DatasetLimits
+from store.archive_members import DatasetLimits
 
 _MIB = 2**20
 _GIB = 2**30

@@ -1,8 +1,12 @@
-"""Running a piece of code in a process of its own, which tests can kill."""
+"""Archives, honest and hostile; code in a process of its own, which tests can kill."""
 
+import io
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -43,3 +47,79 @@ def files_below() -> Callable[[Path], set[str]]:
         return found
 
     return listing
+
+
+class Build:
+    """Writes archives into a folder and returns their paths."""
+
+    png = b"\x89PNG\r\n\x1a\n"
+    jpeg = b"\xff\xd8\xff\xe0"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+
+    def two_classes(self, *prefixes: str) -> dict[str, bytes]:
+        """Three images of two classes, once below each prefix."""
+        below = {"cat/1.png": self.png + b"1", "cat/2.png": self.png, "dog/1.jpg": self.jpeg}
+        return {prefix + name: data for prefix in prefixes or ("",) for name, data in below.items()}
+
+    def raw(self, data: bytes) -> Path:
+        self._count += 1
+        path = self._folder / f"archive-{self._count}"
+        path.write_bytes(data)
+        return path
+
+    def tar(self, files: Mapping[str, bytes], **options: int) -> Path:
+        """A plain tar of ``files``; a name that ends in / is a folder."""
+        return self.tar_of([(self._tar_info(*item), item[1]) for item in files.items()], **options)
+
+    def tar_with(self, info: tarfile.TarInfo, data: bytes = b"") -> Path:
+        """A sound tar of two classes with one more member, exactly as ``info`` says."""
+        sound = [(self._tar_info(*item), item[1]) for item in self.two_classes().items()]
+        return self.tar_of([*sound, (info, data)])
+
+    def tar_of(self, members: list[tuple[tarfile.TarInfo, bytes]], **options: int) -> Path:
+        target = io.BytesIO()
+        with tarfile.open(fileobj=target, mode="w", **options) as archive:  # type: ignore[call-overload]
+            for info, data in members:
+                archive.addfile(info, io.BytesIO(data) if data else None)
+        return self.raw(target.getvalue())
+
+    def zip(self, files: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
+        """A zip of ``files``; a name that ends in / is a folder."""
+        return self.zip_of(
+            [(zipfile.ZipInfo(name), data) for name, data in files.items()], compression
+        )
+
+    def zip_of(
+        self, members: list[tuple[zipfile.ZipInfo, bytes]], compression: int = zipfile.ZIP_DEFLATED
+    ) -> Path:
+        target = io.BytesIO()
+        with zipfile.ZipFile(target, "w") as archive:
+            for info, data in members:
+                archive.writestr(info, data, compression)
+        return self.raw(target.getvalue())
+
+    def _tar_info(self, name: str, data: bytes) -> tarfile.TarInfo:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        if name.endswith("/"):
+            info.type = tarfile.DIRTYPE
+        return info
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    folder = tmp_path / "built"
+    folder.mkdir()
+    return Build(folder)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the shared CIFAR-10 archive; the test is skipped where there is none."""
+    folder = Path(os.environ.get("BITPRESS_SHARED", REPOSITORY.parent / "shared")) / "data"
+    if not (folder / "cifar10-jpeg.tar.xz").is_file():
+        pytest.skip("needs cifar10-jpeg.tar.xz in the shared data (BITPRESS_SHARED)")
+    return folder

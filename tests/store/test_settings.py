@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from store.archives import DatasetLimits
+from store.archive_members import DatasetLimits
 from store.settings import StoreSettings
 
 
