@@ -26,7 +26,7 @@ class BinaryConv2d(nn.Conv2d):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.scale = nn.Parameter(torch.ones(self.out_channels, dtype=self.weight.dtype))
+        self.scale = nn.Parameter(self.weight.new_ones(self.out_channels))
 
     @property
     def codes(self) -> Tensor:
@@ -48,7 +48,7 @@ class BinaryLinear(nn.Linear):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.scale = nn.Parameter(torch.ones(self.out_features, dtype=self.weight.dtype))
+        self.scale = nn.Parameter(self.weight.new_ones(self.out_features))
 
     @property
     def codes(self) -> Tensor:
@@ -80,31 +80,54 @@ def binarize_layer(
         raise ValueError("codes must be -1 or +1")
     if scale.shape != (layer.weight.shape[0],):
         raise ValueError(f"scale is {tuple(scale.shape)}, not ({layer.weight.shape[0]},)")
-    place = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    has_bias = layer.bias is not None
     binary: BinaryConv2d | BinaryLinear
     if isinstance(layer, nn.Conv2d):
-        binary = BinaryConv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            stride=layer.stride,
-            padding=layer.padding,
-            dilation=layer.dilation,
-            groups=layer.groups,
-            bias=layer.bias is not None,
-            padding_mode=layer.padding_mode,
-            **place,
-        )
+        binary = BinaryConv2d(**_conv2d_arguments(layer), bias=has_bias)
     else:
-        binary = BinaryLinear(
-            layer.in_features, layer.out_features, bias=layer.bias is not None, **place
-        )
+        binary = BinaryLinear(**_linear_arguments(layer), bias=has_bias)
     with torch.no_grad():
         binary.weight.copy_(codes)
         binary.scale.copy_(scale)
         if binary.bias is not None and layer.bias is not None:
             binary.bias.copy_(layer.bias)
     return binary.train(layer.training)
+
+
+def plain_layer(layer: BinaryConv2d | BinaryLinear) -> nn.Conv2d | nn.Linear:
+    """Return an ordinary layer whose weights are the codes of ``layer``: no scale, no bias."""
+    plain: nn.Conv2d | nn.Linear
+    if isinstance(layer, BinaryConv2d):
+        plain = nn.Conv2d(**_conv2d_arguments(layer), bias=False)
+    else:
+        plain = nn.Linear(**_linear_arguments(layer), bias=False)
+    with torch.no_grad():
+        plain.weight.copy_(layer.codes)
+    return plain.train(layer.training)
+
+
+def _conv2d_arguments(layer: nn.Conv2d) -> dict[str, Any]:
+    return {
+        "in_channels": layer.in_channels,
+        "out_channels": layer.out_channels,
+        "kernel_size": layer.kernel_size,
+        "stride": layer.stride,
+        "padding": layer.padding,
+        "dilation": layer.dilation,
+        "groups": layer.groups,
+        "padding_mode": layer.padding_mode,
+        "device": layer.weight.device,
+        "dtype": layer.weight.dtype,
+    }
+
+
+def _linear_arguments(layer: nn.Linear) -> dict[str, Any]:
+    return {
+        "in_features": layer.in_features,
+        "out_features": layer.out_features,
+        "device": layer.weight.device,
+        "dtype": layer.weight.dtype,
+    }
 
 
 def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
