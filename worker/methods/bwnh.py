@@ -48,7 +48,8 @@ def binarize(
     """Binarize one layer by BWNH.
 
     Args:
-        sweeps: most passes over all bits; it stops earlier once no bit flips.
+        sweeps: most passes over all bits; it stops earlier once no bit flips. With 0 the start
+            (sign and mean magnitude) is the result.
         target: the network whose input the target responses are computed on.
         scale: learn one scale per filter; False fixes it at 1 (the paper's Figure 3).
         ridge: adds ``ridge * mean(diag G) * ||w - a b||^2`` to the loss; ours, off by default.
@@ -121,9 +122,9 @@ def descend(statistics: LayerStatistics, solution: _Solution, sweeps: int) -> It
     it is left out of later sweeps, which changes no result.
     """
     yield solution.loss()
-    solution.fit_scales()
     active = torch.arange(solution.codes.shape[1])
     for _ in range(sweeps):
+        solution.fit_scales()  # only the first time does this change anything
         codes = solution.codes[:, active]
         flipped = _sweep(statistics, solution, codes, active)
         solution.codes[:, active] = codes

@@ -1,0 +1,288 @@
+"""Calibration of whole networks: patches, statistics, order, resumption, parity with the plan."""
+
+import copy
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from models.artifact import Artifact
+from models.lowering import lower
+from models.preprocessing import InputSpec, normalise
+from models.runtime import load
+from store import specs
+from store.errors import InvalidSpec
+from worker import calibration
+from worker.activations import input_of, output_positions, patches, sampled_patches
+from worker.methods import METHODS
+from worker.statistics import GramStatistics, SampleStatistics, accumulate
+
+INPUT = InputSpec(3, 12, 12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+class SmallNet(nn.Module):
+    """Convolutions, a residual sum and a linear layer, registered against their order of use."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.last = nn.Linear(16 * 36, 5)
+        self.second = nn.Conv2d(16, 16, 3, padding=1)
+        self.first = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.norm_two = nn.BatchNorm2d(16)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+            for norm in (self.norm, self.norm_two):
+                norm.weight.copy_(torch.rand(16, generator=generator) + 0.5)
+                norm.running_mean.copy_(torch.randn(16, generator=generator) * 0.1)
+                norm.running_var.copy_(torch.rand(16, generator=generator) + 0.5)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu()
+        x = (self.norm_two(self.second(x)) + x).relu()
+        logits: Tensor = self.last(x.flatten(1))
+        return logits
+
+
+def images(seed: int, count: int = 60) -> calibration.CalibrationImages:
+    rng = np.random.default_rng(seed)
+    # Smooth images: neighbouring pixels agree, as in photographs.
+    coarse = rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    return calibration.CalibrationImages(coarse.repeat(3, axis=1).repeat(3, axis=2), INPUT)
+
+
+def binarized(net: nn.Module, data: calibration.CalibrationImages, **options: object) -> nn.Module:
+    method = str(options.pop("method", "bwnh"))
+    result = copy.deepcopy(net)
+    for name in calibration.layer_order(net, (3, 12, 12)):
+        layer = calibration.calibrate_layer(
+            net,
+            result,
+            name,
+            data,
+            method=method,
+            parameters=options,
+            seed=0,
+            progress=lambda *_: None,
+        )
+        calibration.apply_layer(result, layer)
+    return result
+
+
+def test_layers_come_in_the_order_of_execution() -> None:
+    assert calibration.layer_order(SmallNet(0), (3, 12, 12)) == ["first", "second", "last"]
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.integers(1, 2),
+)
+@settings(max_examples=40, deadline=None)
+def test_patches_times_filters_are_the_convolution(
+    batch: int, channels: int, kernel: tuple[int, int], stride: int, padding: int, dilation: int
+) -> None:
+    layer = nn.Conv2d(channels, 5, kernel, stride, padding, dilation, bias=False)
+    fed = torch.randn(batch, channels, 9, 8)
+    with torch.no_grad():
+        expected = layer(fed)
+        height, width = output_positions(layer, fed)
+        assert expected.shape[2:] == (height, width)
+        rows = expected.permute(0, 2, 3, 1).reshape(-1, 5)
+        everything = patches(layer, fed, None) @ layer.weight.flatten(1).T
+        torch.testing.assert_close(everything, rows, rtol=1e-4, atol=1e-5)
+        chosen = torch.randperm(len(rows))[: max(1, len(rows) // 2)]
+        some = patches(layer, fed, chosen) @ layer.weight.flatten(1).T
+        torch.testing.assert_close(some, rows[chosen], rtol=1e-4, atol=1e-5)
+
+
+def test_input_of_stops_before_the_layer() -> None:
+    net = SmallNet(0)
+    net.last.forward = lambda *_: pytest.fail("computed past the layer")  # type: ignore[method-assign]
+    batch = torch.randn(2, 3, 12, 12)
+    fed = input_of(net, "second", batch)
+    torch.testing.assert_close(fed, net.norm(net.first(batch)).relu())
+    with pytest.raises(InvalidSpec, match="takes no part"):
+        input_of(nn.Sequential(nn.Identity(), _Unused()), "1.unused", batch)
+
+
+class _Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_sampled_positions_are_seeded_capped_and_shared_by_the_networks() -> None:
+    net, data = SmallNet(0), images(0, 10)
+
+    def draw(seed: int) -> Tensor:
+        pairs = list(
+            sampled_patches(
+                net.second,
+                (net, net),
+                "second",
+                data.batches,
+                10,
+                positions=50,
+                seed=seed,
+            )
+        )
+        for full, same in pairs:
+            assert torch.equal(full, same)
+        return torch.cat([full for full, _ in pairs])
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    assert len(draw(1)) == 50
+
+
+def test_statistics_are_the_plain_sums() -> None:
+    generator = torch.Generator().manual_seed(0)
+    chunks = [
+        (torch.randn(m, 12, generator=generator), torch.randn(m, 3, generator=generator))
+        for m in (1, 7, 9000, 30)
+    ]
+    seen = torch.cat([x for x, _ in chunks]).double()
+    targets = torch.cat([t for _, t in chunks]).double()
+    found = accumulate(chunks, 12, 3, len(seen))
+    assert isinstance(found, GramStatistics)
+    for value, exact in (
+        (found.gram, seen.T @ seen / len(seen)),
+        (found.projection, seen.T @ targets / len(seen)),
+        (found.energy, targets.square().mean(dim=0)),
+    ):
+        torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InvalidSpec, match="no calibration sample"):
+        accumulate([], 12, 3, 0)
+
+
+def test_few_samples_are_kept_in_place_of_the_gram_matrix() -> None:
+    seen, targets = torch.randn(5, 12), torch.randn(5, 3)
+    found = accumulate([(seen[:2], targets[:2]), (seen[2:], targets[2:])], 12, 3, 5)
+    assert isinstance(found, SampleStatistics)
+    codes = torch.where(torch.randn(12, 3) >= 0, 1.0, -1.0)
+    torch.testing.assert_close(
+        found.products(codes).rows(slice(3, 9)), (seen.T @ seen / 5 @ codes)[3:9]
+    )
+
+
+def test_method_parameters_are_those_of_the_specification() -> None:
+    assert set(METHODS) == set(specs.METHODS)
+    for name, method in METHODS.items():
+        accepted = {
+            parameter.name: parameter.default
+            for parameter in inspect.signature(method).parameters.values()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        # The pipeline itself re-estimates batch norm, after the last layer of any method.
+        declared = {
+            field: info.default
+            for field, info in specs.METHODS[name].model_fields.items()
+            if field not in ("name", "recalibrate_batch_norm")
+        }
+        assert accepted == declared
+
+
+def test_calibration_is_reproducible_and_goes_on_from_files(tmp_path: Path) -> None:
+    net, data = SmallNet(1), images(1)
+    whole = binarized(net, data)
+    resumed = copy.deepcopy(net)
+    for number, name in enumerate(calibration.layer_order(net, (3, 12, 12))):
+        # As after a crash before every layer: rebuilt from the files of the finished ones.
+        resumed = copy.deepcopy(net)
+        for done in range(number):
+            calibration.apply_layer(resumed, calibration.load_layer(tmp_path / f"{done}"))
+        layer = calibration.calibrate_layer(
+            net, resumed, name, data, method="bwnh", parameters={}, seed=0, progress=lambda *_: None
+        )
+        calibration.save_layer(layer, tmp_path / f"{number}")
+        again = calibration.load_layer(tmp_path / f"{number}")
+        assert again.name == layer.name and again.losses == layer.losses
+        assert torch.equal(again.codes, layer.codes) and torch.equal(again.scale, layer.scale)
+        calibration.apply_layer(resumed, again)
+    for (name, one), other in zip(
+        whole.state_dict().items(), resumed.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
+
+
+def distance(net: nn.Module, other: nn.Module, data: calibration.CalibrationImages) -> float:
+    batch = torch.cat(list(data.batches()))
+    with torch.no_grad():
+        return float((net(batch) - other(batch)).square().mean())
+
+
+def test_hashing_beats_signs_and_asymmetric_beats_symmetric_targets() -> None:
+    asymmetric, symmetric, signs = [], [], []
+    for seed in range(6):
+        net, held_out = SmallNet(seed), images(100 + seed)
+        data = images(seed)
+        asymmetric.append(distance(net, binarized(net, data), held_out))
+        symmetric.append(distance(net, binarized(net, data, target="binarized"), held_out))
+        signs.append(distance(net, binarized(net, data, method="bwn"), held_out))
+    assert np.mean(asymmetric) < np.mean(symmetric)
+    assert np.mean(asymmetric) < 0.7 * np.mean(signs)
+
+
+@pytest.mark.parametrize("method", ["bwn", "bwnh"])
+def test_packed_plan_answers_as_the_calibrated_network(method: str) -> None:
+    net, data = SmallNet(3), images(3)
+    trained = binarized(net, data, method=method)
+    plan, tensors = lower(trained, (3, 12, 12))
+    artifact = Artifact(plan, tensors, INPUT, tuple("abcde"), {}, {})
+    batch = normalise(images(4).pixels, INPUT)
+    with torch.no_grad():
+        expected = trained(batch)
+    answered = load(artifact, "reference").run(batch)
+    assert (answered - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_batch_norm_is_re_estimated_from_the_images() -> None:
+    net, data = SmallNet(5), images(5)
+    fixed = copy.deepcopy(net)
+    buffers = calibration.recalibrate_batch_norm(fixed, data, lambda *_: None)
+    assert set(buffers) == {
+        f"{norm}.{buffer}"
+        for norm in ("norm", "norm_two")
+        for buffer in ("running_mean", "running_var", "num_batches_tracked")
+    }
+    with torch.no_grad():
+        fed = net.first(torch.cat(list(data.batches())))
+    torch.testing.assert_close(fixed.norm.running_mean, fed.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(fixed.norm.running_var, fed.var(dim=(0, 2, 3)))
+    assert not fixed.norm.training and fixed.norm.momentum == net.norm.momentum
+    with pytest.raises(InvalidSpec, match="at least two images"):
+        calibration.recalibrate_batch_norm(fixed, images(0, 1), lambda *_: None)
+
+
+def test_a_grouped_convolution_is_refused_with_a_remedy() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Flatten()).eval()
+    data = calibration.CalibrationImages(
+        np.zeros((2, 5, 5, 1), np.uint8), InputSpec(1, 5, 5, (0.0,), (1.0,))
+    )
+    with pytest.raises(InvalidSpec) as caught:
+        calibration.calibrate_layer(
+            nn.Sequential(nn.Conv2d(1, 4, 1), net).eval(),
+            nn.Sequential(nn.Conv2d(1, 4, 1), net).eval(),
+            "1.0",
+            data,
+            method="bwnh",
+            parameters={},
+            seed=0,
+            progress=lambda *_: None,
+        )
+    assert caught.value.field == "spec.keep_float"
