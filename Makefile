@@ -1,0 +1,53 @@
+# Everything happens in .venv, in this folder, without root.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# The first interpreter that is new enough and can make virtual environments; 3.11 is preferred.
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
+	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null && echo "$$python" && break; done)
+
+.PHONY: help install demo test test-fast lint format
+
+help:
+	@echo 'make demo       train, compress and serve a small network, and show what it measures'
+	@echo 'make test       everything that is checked before a change goes in'
+	@echo 'make test-fast  the tests that take seconds'
+	@echo 'make lint       format, lint, types and import rules'
+	@echo 'make format     put the sources into shape'
+	@echo 'make install    only the environment, in $(VENV)'
+
+install: $(INSTALLED)
+
+# The stamp comes last: an install that broke off is done again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		test -n '$(PYTHON)' || { \
+			echo 'bitpress needs Python 3.11 or newer, with venv (PYTHON=... names one)' >&2; \
+			exit 1; \
+		}; \
+		'$(PYTHON)' -m venv --clear $(VENV); \
+	}
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/python -m benchmarks.demo
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest
+
+test-fast: install
+	$(BIN)/pytest -m 'not slow and not cifar'
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

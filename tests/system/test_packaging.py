@@ -1,0 +1,215 @@
+"""The files around the code: container image, compose file, Makefile, the check that CI runs."""
+
+import json
+import os
+import re
+import stat
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def dockerfile() -> list[list[tuple[str, str]]]:
+    """Return the Dockerfile's stages, each a list of (instruction, arguments)."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    stages: list[list[tuple[str, str]]] = [[]]
+    for line in text.replace("\\\n", " ").splitlines():
+        if not line.strip():
+            continue
+        instruction, _, arguments = line.strip().partition(" ")
+        if instruction == "FROM":
+            stages.append([])
+        stages[-1].append((instruction, " ".join(arguments.split())))
+    return stages
+
+
+def arguments(stage: list[tuple[str, str]], instruction: str) -> list[str]:
+    return [given for name, given in stage if name == instruction]
+
+
+@pytest.fixture
+def compose() -> Any:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+
+def test_the_image_is_built_in_one_stage_and_run_in_another() -> None:
+    head, build, final = dockerfile()
+    assert arguments(head, "ARG") == ["PYTHON_VERSION=3.11"]
+    assert arguments(build, "FROM") == ["python:${PYTHON_VERSION}-slim AS build"]
+    assert arguments(final, "FROM") == ["python:${PYTHON_VERSION}-slim"]
+    assert arguments(final, "COPY") == ["--from=build /opt/bitpress /opt/bitpress"]
+    assert any("-c constraints.txt" in command for command in arguments(build, "RUN"))
+
+
+def test_the_index_for_torch_is_empty_unless_given() -> None:
+    _, build, _ = dockerfile()
+    assert arguments(build, "ARG") == ['TORCH_INDEX=""']
+    (torch,) = [command for command in arguments(build, "RUN") if "TORCH_INDEX" in command]
+    assert torch.startswith('if [ -n "$TORCH_INDEX" ]; then')
+
+
+def test_the_image_copies_every_package_that_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
+    _, build, _ = dockerfile()
+    copied = {name for given in arguments(build, "COPY") for name in given.split()[:-1]}
+    needed = packages | {"constraints.txt", "pyproject.toml", "README.md", "LICENSE"}
+    assert copied == needed
+    allowed = {
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    assert allowed == needed
+
+
+def test_the_image_runs_as_nobody_special_and_tells_its_health() -> None:
+    *_, final = dockerfile()
+    (user,) = arguments(final, "USER")
+    assert user == "bitpress"
+    assert any("useradd --uid 10001 --user-group" in run for run in arguments(final, "RUN"))
+    assert arguments(final, "VOLUME") == ["/data"]
+    assert arguments(final, "EXPOSE") == ["8000"]
+    (environment,) = arguments(final, "ENV")
+    for setting in ("BITPRESS_DATA_DIR=/data", "BITPRESS_HOST=0.0.0.0", "BITPRESS_PORT=8000"):
+        assert setting in environment
+    assert arguments(final, "ENTRYPOINT") == ['["bitpress"]']
+    assert arguments(final, "CMD") == ['["up"]']
+
+
+def test_the_health_check_follows_the_answer_of_the_service(service_at: Any) -> None:
+    *_, final = dockerfile()
+    (check,) = arguments(final, "HEALTHCHECK")
+    command = json.loads(check.partition("CMD ")[2])
+    assert "http://127.0.0.1:8000/health/ready" in command[2]
+    for status, healthy in ((200, True), (503, False)):
+        with service_at(status) as url:
+            script = command[2].replace("http://127.0.0.1:8000", url)
+            ran = subprocess.run([*command[:2], script], capture_output=True, check=False)
+        assert (ran.returncode == 0) is healthy
+
+
+def test_the_compose_file_runs_app_worker_and_postgres(compose: Any) -> None:
+    services = compose["services"]
+    assert set(services) == {"app", "worker", "postgres"}
+    assert services["app"]["command"] == ["serve"]
+    assert services["worker"]["command"] == ["worker"]
+    assert services["postgres"]["image"].startswith("postgres:")
+    assert all(service["restart"] == "unless-stopped" for service in services.values())
+
+
+def test_app_and_worker_share_image_volume_and_database(compose: Any) -> None:
+    app, worker = compose["services"]["app"], compose["services"]["worker"]
+    for member in ("build", "image", "volumes", "environment", "depends_on", "init"):
+        assert app[member] == worker[member]
+    assert app["volumes"] == ["data:/data"]
+    assert set(compose["volumes"]) == {"data", "postgres"}
+    url = app["environment"]["BITPRESS_DATABASE_URL"]
+    assert re.fullmatch(
+        r"postgresql://bitpress:\$\{POSTGRES_PASSWORD:\?[^}]+\}@postgres:5432/bitpress", url
+    )
+    assert app["build"]["args"] == {"TORCH_INDEX": "${TORCH_INDEX:-}"}
+
+
+def test_nothing_starts_before_the_database_is_ready(compose: Any) -> None:
+    services = compose["services"]
+    assert services["app"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    assert "pg_isready" in services["postgres"]["healthcheck"]["test"][1]
+    assert services["worker"]["healthcheck"] == {"disable": True}
+    assert "healthcheck" not in services["app"]
+
+
+def test_only_this_machine_reaches_the_service(compose: Any) -> None:
+    assert compose["services"]["app"]["ports"] == ["127.0.0.1:8000:8000"]
+    assert "ports" not in compose["services"]["postgres"]
+
+
+def made(target: str) -> str:
+    """Return the commands that make would run for a target where nothing was installed before."""
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+    environment["PYTHON"] = "python3.11"
+    listed = subprocess.run(
+        ["make", "--dry-run", "--always-make", target],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return listed.stdout
+
+
+def test_every_target_installs_into_the_projects_own_environment_first() -> None:
+    for target in ("install", "demo", "test", "test-fast", "lint"):
+        commands = made(target)
+        assert "'python3.11' -m venv --clear .venv" in commands
+        assert ".venv/bin/python -m pip install -c constraints.txt -e '.[dev]'" in commands
+
+
+def test_the_demo_is_one_command() -> None:
+    assert made("demo").splitlines()[-1] == ".venv/bin/python -m benchmarks.demo"
+
+
+def test_make_test_checks_everything() -> None:
+    assert made("test").splitlines()[-5:] == [
+        ".venv/bin/ruff format --check .",
+        ".venv/bin/ruff check .",
+        ".venv/bin/mypy",
+        ".venv/bin/lint-imports",
+        ".venv/bin/pytest",
+    ]
+
+
+MAKE = """#!/bin/sh
+echo "make was asked for: $*"
+echo "tests/test_one.py::test_one FAILED in 5 seconds"
+echo "{summary}"
+echo "make: *** [Makefile:40: test] Error {code}" >&2
+exit {code}
+"""
+
+
+@pytest.mark.parametrize(
+    ("summary", "code"),
+    [
+        ("====== 1 failed, 214 passed, 3 skipped in 61.20s (0:01:01) ======", 2),
+        ("================ 215 passed, 1 warning in 9.87s ================", 0),
+        ("215 passed in 9.87s", 0),
+    ],
+)
+def test_ci_ends_with_the_summary_and_the_exit_code(
+    tmp_path: Path, summary: str, code: int
+) -> None:
+    ran = run_ci(tmp_path, MAKE.format(summary=summary, code=code))
+    assert ran.returncode == code
+    assert ran.stdout.splitlines()[-1] == summary
+    assert "make was asked for: test" in ran.stdout
+
+
+def test_ci_says_where_it_did_not_come_to_the_tests(tmp_path: Path) -> None:
+    ran = run_ci(tmp_path, "#!/bin/sh\necho 'Found 3 errors.'\nexit 2\n")
+    assert ran.returncode == 2
+    assert ran.stdout.splitlines()[-1] == "pytest did not run"
+
+
+def run_ci(tmp_path: Path, make: str) -> "subprocess.CompletedProcess[str]":
+    """Run .ci/run with another make in its place."""
+    script = ROOT / ".ci/run"
+    assert script.stat().st_mode & stat.S_IXUSR
+    (tmp_path / "make").write_text(make)
+    (tmp_path / "make").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        [script],
+        env={**os.environ, "PATH": path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
