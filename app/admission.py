@@ -1,0 +1,82 @@
+"""Everything about a compression job that can be told before it is queued."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models import checkpoints, registry
+from store.datasets import Dataset, DatasetStore
+from store.errors import InvalidSpec, NotFound
+from store.specs import CompressSpec
+
+_MOST_NAMES = 20
+
+
+def check_spec(spec: CompressSpec, datasets: DatasetStore) -> Dataset:
+    """Check what ``spec`` names: architecture, its parameters, dataset, layers. Blocking.
+
+    Raises:
+        InvalidSpec: naming the field, and what there is instead.
+    """
+    registry.validate(spec.architecture, spec.architecture_parameters)
+    dataset = _dataset(spec.dataset, datasets)
+    layers = registry.layer_names(spec.architecture, **_network(spec, dataset))
+    for index, name in enumerate(spec.keep_float):
+        if name not in layers:
+            raise InvalidSpec(
+                f"{spec.architecture} has no layer {name!r}.",
+                field=f"spec.keep_float.{index}",
+                remedy="Use some of: " + _some(layers),
+            )
+    if set(layers) <= set(spec.keep_float):
+        raise InvalidSpec(
+            "Every layer is kept in float, so that nothing is left to compress.",
+            field="spec.keep_float",
+            remedy="Leave at least one layer out.",
+        )
+    return dataset
+
+
+def check_checkpoint(spec: CompressSpec, dataset: Dataset, path: Path) -> None:
+    """Check the checkpoint's file as far as possible without unpickling it. Blocking.
+
+    A safetensors file shows all its keys and shapes; of a pickle only the container is checked
+    here, and the worker checks the rest.
+
+    Raises:
+        InvalidCheckpoint: a damaged file, or one that is no checkpoint.
+        CheckpointMismatch: a checkpoint of another network, or for another number of classes.
+    """
+    inspection = checkpoints.inspect(path)
+    if inspection.shapes is not None:
+        checkpoints.check_fit(inspection.shapes, spec.architecture, **_network(spec, dataset))
+
+
+def _dataset(name: str, datasets: DatasetStore) -> Dataset:
+    try:
+        return datasets.get(name)
+    except NotFound:
+        known = [dataset.name for dataset in datasets.list()]
+        raise InvalidSpec(
+            f"There is no dataset {name}.",
+            field="spec.dataset",
+            remedy="Upload it with POST /datasets first"
+            + (f", or use one of: {_some(known)}" if known else "."),
+        ) from None
+
+
+def _network(spec: CompressSpec, dataset: Dataset) -> dict[str, Any]:
+    parameters: Mapping[str, Any] = spec.architecture_parameters
+    return {
+        "channels": spec.input.channels,
+        "height": spec.input.height,
+        "width": spec.input.width,
+        "classes": len(dataset.classes),
+        "parameters": parameters,
+    }
+
+
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    shown = ", ".join(names[:_MOST_NAMES])
+    more = len(names) - _MOST_NAMES
+    return f"{shown} and {more} more" if more > 0 else f"{shown}."

@@ -1,0 +1,189 @@
+"""From a failure of any kind to the one problem document that every error answer is (RFC 9457).
+
+::
+
+    BitpressError -> its own status (`STATUS`)      RequestValidationError -> 422
+    HTTPException -> its status (404, 405, ...)     anything else          -> 500, without details
+"""
+
+import errno
+import logging
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from store.errors import (
+    TYPE_PREFIX,
+    BitpressError,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    StorageExhausted,
+    TooLarge,
+    Unavailable,
+)
+
+MEDIA_TYPE = "application/problem+json"
+_log = logging.getLogger("bitpress.app")
+
+
+class MalformedBody(InvalidInput):
+    """The body is not what its Content-Type says: broken multipart, broken JSON."""
+
+    code = "malformed-body"
+    title = "The body cannot be read"
+
+
+class UnsupportedMedia(InvalidInput):
+    """The Content-Type is none that the route takes."""
+
+    code = "unsupported-media-type"
+    title = "This kind of body is not accepted here"
+
+
+class SlowBody(InvalidInput):
+    """The body stopped arriving."""
+
+    code = "request-timeout"
+    title = "The body took too long"
+
+
+class SeveralFaults(Exception):
+    """A request of which nothing can be used, each part for its own reason; the first one leads.
+
+    No `BitpressError` itself: it has no code of its own, it carries the problems of others.
+    """
+
+    def __init__(self, first: BitpressError, faults: Sequence[dict[str, Any]]) -> None:
+        super().__init__(first.detail)
+        self.first = first
+        self.faults = list(faults)
+
+
+STATUS: dict[type[BitpressError], int] = {
+    MalformedBody: 400,
+    UnsupportedMedia: 415,
+    SlowBody: 408,
+    InvalidInput: 422,
+    NotFound: 404,
+    Conflict: 409,
+    TooLarge: 413,
+    Overloaded: 429,
+    Unavailable: 503,
+    StorageExhausted: 507,
+}
+
+_FRAMEWORK_REMEDIES = {
+    404: "See /docs for the routes there are.",
+    405: "See /docs for the methods of this route.",
+}
+
+
+def status_of(error: BitpressError) -> int:
+    """Return the HTTP status of ``error``: that of its nearest listed ancestor, else 500."""
+    for kind in type(error).__mro__:
+        if kind in STATUS:
+            return STATUS[kind]
+    return 500
+
+
+def problem_response(request: Request, error: Exception) -> Response:
+    """Return the problem document for any exception; an unexpected one shows no details."""
+    if isinstance(error, BitpressError):
+        headers = {}
+        if isinstance(error, Overloaded):
+            headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        return _document(request, status_of(error), error.problem(), headers)
+    if isinstance(error, SeveralFaults):
+        members = {**error.first.problem(), "errors": error.faults}
+        return _document(request, status_of(error.first), members)
+    if isinstance(error, RequestValidationError):
+        return _document(request, 422, _validation_members(error))
+    if isinstance(error, HTTPException):
+        return _document(request, error.status_code, _http_members(error), error.headers)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = StorageExhausted(
+            "The service's disk is full.", remedy="Free space on the server, then try again."
+        )
+        return _document(request, 507, full.problem())
+    return _document(
+        request,
+        500,
+        {
+            "type": TYPE_PREFIX + "internal-error",
+            "title": "Internal error",
+            "detail": "The service met an unexpected error.",
+            "remedy": "Report it together with the instance.",
+        },
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of ``app`` a problem document, the framework's own included."""
+    for kind in (BitpressError, SeveralFaults, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _handle)
+
+
+def log_unexpected(error: BaseException) -> None:
+    """Log an unexpected exception: its kind and where it arose, but not its message.
+
+    A message may quote what a user sent, or a path; kind and place are enough to find the fault.
+    """
+    places = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        module = trace.tb_frame.f_globals.get("__name__", "?")
+        places.append(f"{module}:{code.co_qualname}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    _log.error("unexpected error", extra={"error": type(error).__name__, "trace": places[-12:]})
+
+
+async def _handle(request: Request, error: Exception) -> Response:
+    if isinstance(error, BitpressError) and status_of(error) == 500:
+        log_unexpected(error)
+    return problem_response(request, error)
+
+
+def _document(
+    request: Request, status: int, members: dict[str, Any], headers: Any = None
+) -> Response:
+    request_id = request.scope.get("state", {}).get("request_id")
+    content = {**members, "status": status}
+    if request_id is not None:
+        content["instance"] = f"urn:bitpress:request:{request_id}"
+    return JSONResponse(content, status_code=status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _http_members(error: HTTPException) -> dict[str, Any]:
+    title = HTTPStatus(error.status_code).phrase
+    members = {
+        "type": TYPE_PREFIX + title.lower().replace(" ", "-"),
+        "title": title,
+        "detail": str(error.detail),
+        "remedy": _FRAMEWORK_REMEDIES.get(error.status_code),
+    }
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def _validation_members(error: RequestValidationError) -> dict[str, Any]:
+    # The framework puts "path", "query" or "body" before the parameter's name.
+    faults = [
+        {"field": ".".join(str(part) for part in fault["loc"][1:]), "detail": str(fault["msg"])}
+        for fault in error.errors()
+    ]
+    first = faults[0]
+    return {
+        **InvalidInput(
+            first["detail"],
+            field=first["field"] or None,
+            remedy="See /docs for what this parameter takes.",
+        ).problem(),
+        "errors": faults,
+    }

@@ -1,0 +1,86 @@
+"""The outermost layer: each request gets an id, a log line, its metrics, and always an answer.
+
+A plain ASGI middleware: the framework's own base class would stand between a route and the news
+that its client went away.
+"""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import log_unexpected, problem_response
+from app.metrics import Metrics
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CLIENT_GONE = 499
+_FIXED_ROUTES = frozenset({"/docs", "/openapi.json"})
+_log = logging.getLogger("bitpress.access")
+
+
+class Observation:
+    """Wraps ``app``; an exception that nothing handled becomes a problem without details."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        asked = request.headers.get("x-request-id", "")
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        request.state.request_id = request_id
+        begun = time.monotonic()
+        status: int | None = None
+
+        async def observed_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed_send)
+        except ClientDisconnect:
+            status = status or _CLIENT_GONE
+        except Exception as error:
+            log_unexpected(error)
+            if status is not None:
+                # The answer has begun: only a broken connection can still tell that it is wrong.
+                raise
+            await problem_response(request, error)(scope, receive, observed_send)
+        finally:
+            self._note(scope, status or _CLIENT_GONE, time.monotonic() - begun, request_id)
+
+    def _note(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
+        route = route_template(scope)
+        self._metrics.observe_request(scope["method"], route, status, seconds)
+        _log.info(
+            "request",
+            extra={
+                "method": scope["method"][:16],
+                "route": route,
+                "status": status,
+                "duration_s": round(seconds, 6),
+                "request_id": request_id,
+            },
+        )
+
+
+def route_template(scope: Scope) -> str:
+    """Return the matched route's template, for example ``/jobs/{job_id}``; never what was sent."""
+    template = getattr(scope.get("route"), "path", None)
+    if isinstance(template, str):
+        return template
+    return scope["path"] if scope["path"] in _FIXED_ROUTES else "unmatched"

@@ -1,0 +1,177 @@
+"""Loaded models: a bounded number of them resident, each with its own batcher.
+
+Every request asks the store which version is meant, so a newly published one serves at once.
+Loading happens on a thread, once however many requests wait for it.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from anyio.to_thread import run_sync
+from numpy.typing import NDArray
+
+from app.batcher import Batcher, BatchLimits
+from models import artifact as artifacts
+from models import runtime as runtimes
+from models.preprocessing import InputSpec, normalise
+from models.runtime import Runtime
+from store.artifacts import ModelStore, ModelVersion
+from store.errors import InvalidArtifact, NotFound, Unavailable
+
+Pixels = NDArray[np.uint8]
+Logits = NDArray[np.float32]
+
+_MOST_CARDS = 256
+_log = logging.getLogger("bitpress.app")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an artifact says about itself that its report does not, and what runs it here."""
+
+    input: InputSpec
+    labels: tuple[str, ...]
+    runtime: str
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model version ready to compute; ``batcher`` takes images ``(H, W, C)`` to logits."""
+
+    version: ModelVersion
+    card: Card
+    runtime: Runtime
+    batcher: Batcher[Pixels, Logits]
+
+
+class ModelPool:
+    """Serves model versions from ``store``; the least recently used ones make room.
+
+    ``compute`` is the executor that all batches run on; its one thread keeps two models from
+    competing for the same cores.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        *,
+        runtime: str,
+        max_resident_models: int,
+        batch_limits: BatchLimits,
+        compute: Executor,
+    ) -> None:
+        self._store = store
+        self._runtime = runtime
+        self._max_resident_models = max_resident_models
+        self._batch_limits = batch_limits
+        self._compute = compute
+        self._resident: OrderedDict[tuple[str, int, str], LoadedModel] = OrderedDict()
+        self._loading: dict[tuple[str, int, str], asyncio.Task[LoadedModel]] = {}
+        self._cards: OrderedDict[str, Card] = OrderedDict()
+
+    async def get(self, name: str, version: int | None = None) -> LoadedModel:
+        """Return the version (by default the latest), loading it where it is not resident.
+
+        Raises:
+            NotFound: there is no such model or version.
+            Unavailable: its file is damaged, or the configured runtime is missing here.
+        """
+        wanted = await run_sync(self._store.resolve, name, version)
+        key = (wanted.name, wanted.version, wanted.digest)
+        if key in self._resident:
+            self._resident.move_to_end(key)
+            return self._resident[key]
+        if key not in self._loading:
+            task = asyncio.create_task(self._load_and_keep(key, wanted))
+            # Marked as seen: when every waiting request was cancelled nobody fetches the failure.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._loading[key] = task
+        # Shielded: one request that goes away must not take the model from the others.
+        return await asyncio.shield(self._loading[key])
+
+    def resident(self) -> list[LoadedModel]:
+        """Return what is loaded now. May be called from any thread."""
+        return list(self._resident.values())
+
+    def card(self, version: ModelVersion) -> Card:
+        """Return the card of ``version``, loading it once. Blocking; any thread may call it.
+
+        Raises:
+            Unavailable: its file is damaged.
+        """
+        known = self._cards.get(version.digest)
+        if known is None:
+            known = self._cards[version.digest] = _card(*self._load(version))
+            while len(self._cards) > _MOST_CARDS:
+                self._cards.popitem(last=False)
+        return known
+
+    async def _load_and_keep(self, key: tuple[str, int, str], version: ModelVersion) -> LoadedModel:
+        try:
+            artifact, runtime = await run_sync(self._load, version)
+        finally:
+            del self._loading[key]
+        card = _card(artifact, runtime)
+
+        def run(images: Sequence[Pixels]) -> list[Logits]:
+            with torch.inference_mode():
+                logits = runtime.run(normalise(np.stack(images), card.input))
+            return list(logits.numpy())
+
+        model = LoadedModel(version, card, runtime, Batcher(run, self._compute, self._batch_limits))
+        self._resident[key] = model
+        while len(self._resident) > self._max_resident_models:
+            # Requests under way hold their own reference and finish undisturbed.
+            self._resident.popitem(last=False)
+        _log.info(
+            "model loaded",
+            extra={
+                "model": version.name,
+                "version": version.version,
+                "runtime": runtime.name,
+                "resident_bytes": runtime.resident_bytes,
+            },
+        )
+        return model
+
+    def _load(self, version: ModelVersion) -> tuple[artifacts.Artifact, Runtime]:
+        artifact = _read_checked(version)
+        return artifact, runtimes.load(artifact, self._runtime)
+
+
+def _card(artifact: artifacts.Artifact, runtime: Runtime) -> Card:
+    return Card(artifact.input, artifact.labels, runtime.name)
+
+
+def _read_checked(version: ModelVersion) -> artifacts.Artifact:
+    try:
+        if _sha256(version.artifact_path) != version.digest:
+            raise InvalidArtifact("The file's digest is not the recorded one.")
+        return artifacts.read(version.artifact_path)
+    except FileNotFoundError:
+        raise NotFound(
+            f"Version {version.version} of {version.name} is gone.",
+            field="version",
+            remedy="GET /models lists the models.",
+        ) from None
+    except InvalidArtifact as error:
+        # The caller did nothing wrong, so this must not surface as invalid input.
+        raise Unavailable(
+            f"The stored file of {version.name}, version {version.version}, is damaged:"
+            f" {error.detail}",
+            field="model",
+            remedy="Use another version, or compress the model again.",
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

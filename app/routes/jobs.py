@@ -1,0 +1,77 @@
+"""GET /jobs, /jobs/{id} and /jobs/{id}/report."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from fastapi.responses import JSONResponse
+
+from app.openapi import problems
+from app.schemas import Fault, JobAnswer, JobList, LayerLosses, ModelReference
+from app.services import JobsDep, ModelsDep
+from store.errors import Conflict, NotFound
+from store.job_record import Job
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+JobId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+@router.get("", responses=problems(422, 503))
+def list_jobs(jobs: JobsDep, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> JobList:
+    """Return the newest jobs."""
+    return JobList(jobs=[job_answer(job) for job in jobs.list(limit)])
+
+
+@router.get("/{job_id}", responses=problems(404, 422, 503))
+def get_job(job_id: JobId, jobs: JobsDep) -> JobAnswer:
+    """Return a job: its state, stage, progress, losses, and its problem where it failed."""
+    return job_answer(jobs.get(job_id))
+
+
+@router.get(
+    "/{job_id}/report",
+    response_class=JSONResponse,
+    responses={
+        200: {"content": {"application/json": {"schema": {"type": "object"}}}},
+        **problems(404, 409, 422, 503),
+    },
+)
+def get_report(job_id: JobId, jobs: JobsDep, models: ModelsDep) -> JSONResponse:
+    """Return everything that was measured: accuracies, losses, bytes, parity, seconds, digests."""
+    job = jobs.get(job_id)
+    if job.model is None:
+        raise _no_report(job)
+    return JSONResponse(models.resolve(job.model["name"], job.model["version"]).report)
+
+
+def job_answer(job: Job) -> JobAnswer:
+    """Return the wire form of a job."""
+    return JobAnswer(
+        id=job.id,
+        state=job.state,
+        spec=job.spec.model_dump(mode="json"),
+        created_at=job.created_at,
+        updated_at=job.updated_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        stage=job.stage,
+        step=job.step,
+        progress=job.progress,
+        message=job.message,
+        layers=[LayerLosses.model_validate(layer) for layer in job.layers],
+        problem=None if job.problem is None else Fault.model_validate(job.problem),
+        model=None if job.model is None else ModelReference.model_validate(job.model),
+        stage_seconds=dict(job.stage_seconds),
+    )
+
+
+def _no_report(job: Job) -> Conflict | NotFound:
+    if job.state in ("queued", "running"):
+        return Conflict(
+            f"The job is {job.state}; its report comes with its end.",
+            remedy="Ask again when GET /jobs/{id} says succeeded.",
+        )
+    return NotFound(
+        f"The job ended as {job.state} and has no report.",
+        remedy="GET /jobs/{id} shows its problem.",
+    )

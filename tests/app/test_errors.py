@@ -1,0 +1,175 @@
+"""Every error answer is one problem document: the app's own, the framework's, the unexpected."""
+
+import asyncio
+import errno
+import json
+import logging
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app import errors
+from app.errors import MalformedBody, SeveralFaults, SlowBody, UnsupportedMedia, status_of
+from app.metrics import Metrics
+from app.observation import Observation
+from store import errors as store_errors
+from store.errors import (
+    BitpressError,
+    CheckpointMismatch,
+    Conflict,
+    InvalidArtifact,
+    InvalidCheckpoint,
+    InvalidDataset,
+    InvalidImage,
+    InvalidInput,
+    InvalidSpec,
+    JobCrashed,
+    NotFound,
+    Overloaded,
+    StorageExhausted,
+    TooLarge,
+    Unavailable,
+)
+
+STATUS: dict[type[BitpressError], int] = {
+    BitpressError: 500,
+    InvalidInput: 422,
+    InvalidSpec: 422,
+    InvalidCheckpoint: 422,
+    CheckpointMismatch: 422,
+    InvalidDataset: 422,
+    InvalidImage: 422,
+    InvalidArtifact: 422,
+    MalformedBody: 400,
+    UnsupportedMedia: 415,
+    SlowBody: 408,
+    TooLarge: 413,
+    NotFound: 404,
+    Conflict: 409,
+    Overloaded: 429,
+    Unavailable: 503,
+    StorageExhausted: 507,
+    JobCrashed: 500,
+}
+REQUIRED = {"type", "title", "status", "detail", "instance"}
+KNOWN = REQUIRED | {"field", "remedy", "errors"}
+
+
+def check(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """Check the form of a problem answer and return the document."""
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert set(problem) >= REQUIRED
+    assert set(problem) <= KNOWN
+    assert problem["type"] == f"urn:bitpress:problem:{code}"
+    assert problem["status"] == status
+    assert problem["instance"] == "urn:bitpress:request:" + answer.headers["x-request-id"]
+    assert problem["title"]
+    assert problem["detail"]
+    return problem
+
+
+async def ask(error: Exception) -> httpx.Response:
+    """Return what an app answers whose only route raises ``error``."""
+    app = FastAPI()
+    errors.install(app)
+    app.add_middleware(Observation, metrics=Metrics())
+
+    @app.get("/fail")
+    async def fail() -> None:
+        raise error
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        return await http.get("/fail")
+
+
+def answer_to(error: Exception) -> httpx.Response:
+    return asyncio.run(ask(error))
+
+
+def test_every_error_of_the_tree_has_its_status() -> None:
+    def tree(kind: type[BitpressError]) -> set[type[BitpressError]]:
+        return {kind}.union(*(tree(child) for child in kind.__subclasses__()))
+
+    ours = {
+        kind for kind in tree(BitpressError) if kind.__module__ in ("store.errors", "app.errors")
+    }
+    assert {kind: status_of(kind("why")) for kind in ours} == STATUS
+
+
+@pytest.mark.parametrize("kind", STATUS)
+def test_every_error_becomes_a_problem(kind: type[BitpressError]) -> None:
+    answer = answer_to(kind("Why it failed.", field="a.b", remedy="What to do."))
+    problem = check(answer, STATUS[kind], kind.code)
+    assert (problem["detail"], problem["field"], problem["remedy"]) == (
+        "Why it failed.",
+        "a.b",
+        "What to do.",
+    )
+
+
+def test_overload_says_when_to_come_back() -> None:
+    error = Overloaded("Busy.")
+    error.retry_after_s = 7.2
+    assert answer_to(error).headers["retry-after"] == "7"
+
+
+def test_several_faults_are_all_told() -> None:
+    faults = [InvalidImage("One.", field="images[0]"), InvalidImage("Two.", field="images[1]")]
+    answer = answer_to(SeveralFaults(faults[0], [fault.problem() for fault in faults]))
+    problem = check(answer, 422, "invalid-image")
+    assert [fault["detail"] for fault in problem["errors"]] == ["One.", "Two."]
+
+
+def test_a_full_disk_is_told_as_such() -> None:
+    check(answer_to(OSError(errno.ENOSPC, "full", "/secret/path")), 507, "storage-exhausted")
+
+
+def test_the_unexpected_shows_neither_message_nor_path(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR, "bitpress.app"):
+        answer = answer_to(ValueError("secret /srv/bitpress/data"))
+    problem = check(answer, 500, "internal-error")
+    assert "secret" not in answer.text
+    assert problem["remedy"]
+    (record,) = caplog.records
+    told = json.dumps(vars(record), default=str)
+    assert "ValueError" in told
+    assert "fail" in told
+    assert "secret" not in told
+
+
+def test_problems_of_other_processes_still_read_back() -> None:
+    # The app's own error classes join the tree and must not shadow a stored problem's class.
+    for kind in STATUS:
+        if kind.__module__ == "store.errors":
+            assert type(store_errors.from_problem(kind("why").problem())) is kind
+
+
+def test_unknown_route(service: Any) -> None:
+    assert check(service.http.get("/nowhere"), 404, "not-found")["remedy"]
+    assert check(service.http.get("/jobs/"), 404, "not-found")
+
+
+def test_wrong_method(service: Any) -> None:
+    answer = service.http.delete("/models")
+    assert check(answer, 405, "method-not-allowed")["remedy"]
+    assert answer.headers["allow"] == "GET"
+
+
+def test_invalid_parameters(service: Any) -> None:
+    problem = check(service.http.get("/jobs", params={"limit": "many"}), 422, "invalid-input")
+    assert problem["field"] == "limit"
+    assert problem["errors"][0]["field"] == "limit"
+    problem = check(service.http.get("/models/UPPER"), 422, "invalid-input")
+    assert problem["field"] == "name"
+
+
+def test_a_request_id_is_taken_over_only_if_harmless(service: Any) -> None:
+    kept = service.http.get("/nowhere", headers={"X-Request-ID": "abc-1"})
+    assert kept.headers["x-request-id"] == "abc-1"
+    replaced = service.http.get("/nowhere", headers={"X-Request-ID": "a b{}"})
+    assert replaced.headers["x-request-id"] != "a b{}"

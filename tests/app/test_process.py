@@ -1,0 +1,92 @@
+"""``python -m app`` as a process: a free port, the ready file, one JSON object a line, its end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+DEADLINE_S = 120
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[subprocess.Popen[str]] = []
+
+    def do(**settings: object) -> "subprocess.Popen[str]":
+        named = {f"BITPRESS_{name.upper()}": str(value) for name, value in settings.items()}
+        environment = {**os.environ, "BITPRESS_DATA_DIR": str(tmp_path / "data"), **named}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app"],
+            cwd=REPOSITORY,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield do
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def url_told(process: "subprocess.Popen[str]") -> str:
+    """Read the log up to the line that tells the URL."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "listening on" in line:
+            return str(json.loads(line)["message"]).rpartition(" ")[2]
+    raise AssertionError("it ended without listening")
+
+
+def rest_of(process: "subprocess.Popen[str]") -> list[dict[str, Any]]:
+    """The log to its end."""
+    assert process.stderr is not None
+    lines = [json.loads(line) for line in process.stderr]
+    process.wait(DEADLINE_S)
+    return lines
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_on_a_free_port_until_a_signal(
+    start: Start, tmp_path: Path, stop: signal.Signals
+) -> None:
+    ready_file = tmp_path / "url"
+    process = start(port=0, ready_file=ready_file)
+    url = url_told(process)
+    assert ready_file.read_text() == url
+    assert httpx.get(f"{url}/health/ready", trust_env=False).json() == {"status": "ok"}
+    process.send_signal(stop)
+    lines = rest_of(process)
+    assert process.returncode == 0
+    assert not ready_file.exists()
+    (request,) = [line for line in lines if line["message"] == "request"]
+    assert (request["route"], request["status"]) == ("/health/ready", 200)
+    assert str(tmp_path) not in json.dumps(lines)
+
+
+def test_a_wrong_setting_is_named(start: Start) -> None:
+    process = start(port=0, max_body_bytes="much")
+    (line,) = rest_of(process)
+    assert process.returncode == 2
+    assert line["setting"] == "BITPRESS_MAX_BODY_BYTES"
+
+
+def test_a_port_that_is_taken_is_told(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = start(port=taken.getsockname()[1])
+        (line,) = rest_of(process)
+    assert process.returncode == 1
+    assert line["message"] == "cannot listen"
