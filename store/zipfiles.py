@@ -1,5 +1,6 @@
 """Reading an untrusted zip archive, member by member."""
 
+import errno
 import io
 import stat
 import struct
@@ -106,4 +107,9 @@ def _damage_named(member: str | None = None) -> Iterator[None]:
         # Strong encryption, split archives, versions that zipfile does not know.
         RuntimeError,
     ):
+        raise broken(f"{subject} is damaged or truncated.") from None
+    except OSError as error:
+        # A place before the file's beginning, computed from a directory that lies.
+        if error.errno != errno.EINVAL:
+            raise
         raise broken(f"{subject} is damaged or truncated.") from None

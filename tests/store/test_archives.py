@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -221,6 +222,31 @@ def test_a_damaged_header_in_the_middle_is_no_end(build: Any) -> None:
 def test_a_flipped_bit_in_a_zip_member_is_found_and_named(build: Any) -> None:
     data = build.zip({"cat/1.png": b"A" * 100}, zipfile.ZIP_STORED).read_bytes()
     assert "cat/1.png" in refusal(build.raw(data.replace(b"AAAA", b"AABA", 1))).detail
+
+
+def test_a_zip_whose_members_lie_before_its_beginning_is_damaged(build: Any) -> None:
+    data = build.zip({"cat/1.png": b"A" * 100, "dog/1.png": b"B"}, zipfile.ZIP_STORED).read_bytes()
+    refusal(build.raw(data.replace(b"A" * 100, b"")))
+
+
+@pytest.mark.parametrize("make", ["tar", "zip", "tar.gz", "tar.xz"])
+def test_random_damage_is_refused_or_harmless(build: Any, make: str) -> None:
+    files = {f"c{n % 3}/{n}.png": bytes([n]) * 90 * n for n in range(8)} | {"d/" * 90 + "n": b"x"}
+    sound = build.zip(files).read_bytes() if make == "zip" else build.tar(files).read_bytes()
+    sound = COMPRESSIONS.get(make, bytes)(sound)
+    random = Random(0)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(sound)
+        for _ in range(random.choice([1, 2, 8])):
+            place = random.randrange(len(data))
+            damage = random.choice([b"", b"\0", b"\xff", random.randbytes(1), random.randbytes(20)])
+            data[place : place + random.choice([0, 1, 30])] = damage
+        try:
+            read(build.raw(bytes(data)))
+        except (InvalidDataset, TooLarge):
+            refused += 1
+    assert refused > 50
 
 
 @pytest.mark.parametrize(
