@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from models import checkpoints, registry
+from models.preprocessing import InputSpec
 from store.datasets import Dataset, DatasetStore
-from store.errors import InvalidSpec, NotFound
+from store.errors import InvalidDataset, InvalidSpec, NotFound
 from store.specs import CompressSpec
 
 _MOST_NAMES = 20
@@ -17,7 +18,9 @@ def check_spec(spec: CompressSpec, datasets: DatasetStore) -> Dataset:
 
     Raises:
         InvalidSpec: naming the field, and what there is instead.
+        InvalidDataset: the dataset has no images to calibrate on.
     """
+    _check_input(spec)
     registry.validate(spec.architecture, spec.architecture_parameters)
     dataset = _dataset(spec.dataset, datasets)
     layers = registry.layer_names(spec.architecture, **_network(spec, dataset))
@@ -37,6 +40,18 @@ def check_spec(spec: CompressSpec, datasets: DatasetStore) -> Dataset:
     return dataset
 
 
+def _check_input(spec: CompressSpec) -> None:
+    try:
+        InputSpec(**spec.input.model_dump())
+    except ValueError as error:
+        # What a specification may say and an artifact cannot, such as numbers beyond float32.
+        raise InvalidSpec(
+            f"The input cannot be used: {error}.",
+            field="spec.input",
+            remedy="Give finite numbers of a usual size.",
+        ) from None
+
+
 def check_checkpoint(spec: CompressSpec, dataset: Dataset, path: Path) -> None:
     """Check the checkpoint's file as far as possible without unpickling it. Blocking.
 
@@ -54,7 +69,7 @@ def check_checkpoint(spec: CompressSpec, dataset: Dataset, path: Path) -> None:
 
 def _dataset(name: str, datasets: DatasetStore) -> Dataset:
     try:
-        return datasets.get(name)
+        dataset = datasets.get(name)
     except NotFound:
         known = [dataset.name for dataset in datasets.list()]
         raise InvalidSpec(
@@ -63,6 +78,13 @@ def _dataset(name: str, datasets: DatasetStore) -> Dataset:
             remedy="Upload it with POST /datasets first"
             + (f", or use one of: {_some(known)}" if known else "."),
         ) from None
+    if not dataset.splits.keys() & {"all", "train"}:
+        raise InvalidDataset(
+            f"The dataset has {' and '.join(dataset.splits)}, but no train to calibrate on.",
+            field="spec.dataset",
+            remedy="Add the folder train with images of every class.",
+        )
+    return dataset
 
 
 def _network(spec: CompressSpec, dataset: Dataset) -> dict[str, Any]:

@@ -8,7 +8,6 @@
 
 import errno
 import logging
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -54,18 +53,6 @@ class SlowBody(InvalidInput):
     title = "The body took too long"
 
 
-class SeveralFaults(Exception):
-    """A request of which nothing can be used, each part for its own reason; the first one leads.
-
-    No `BitpressError` itself: it has no code of its own, it carries the problems of others.
-    """
-
-    def __init__(self, first: BitpressError, faults: Sequence[dict[str, Any]]) -> None:
-        super().__init__(first.detail)
-        self.first = first
-        self.faults = list(faults)
-
-
 STATUS: dict[type[BitpressError], int] = {
     MalformedBody: 400,
     UnsupportedMedia: 415,
@@ -100,9 +87,6 @@ def problem_response(request: Request, error: Exception) -> Response:
         if isinstance(error, Overloaded):
             headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
         return _document(request, status_of(error), error.problem(), headers)
-    if isinstance(error, SeveralFaults):
-        members = {**error.first.problem(), "errors": error.faults}
-        return _document(request, status_of(error.first), members)
     if isinstance(error, RequestValidationError):
         return _document(request, 422, _validation_members(error))
     if isinstance(error, HTTPException):
@@ -126,7 +110,7 @@ def problem_response(request: Request, error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     """Make every error of ``app`` a problem document, the framework's own included."""
-    for kind in (BitpressError, SeveralFaults, RequestValidationError, HTTPException):
+    for kind in (BitpressError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _handle)
 
 

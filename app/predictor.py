@@ -9,7 +9,6 @@ import anyio
 import numpy as np
 from anyio.to_thread import run_sync
 
-from app.errors import SeveralFaults
 from app.images import ImageLimits, check_image
 from app.metrics import Metrics
 from app.pool import Logits, ModelPool, Pixels
@@ -57,13 +56,13 @@ class Predictor:
             self._requests -= 1
 
     async def predict(self, sent: PredictionInput) -> PredictionAnswer:
-        """Classify the images of ``sent``; a bad one gets its own problem beside the others.
+        """Classify the images of ``sent``; a bad one among several gets its own problem.
 
         Raises:
             NotFound: no such model or version.
             Overloaded: too many images wait for the model.
             Unavailable: the model cannot be loaded here.
-            SeveralFaults: not one image can be used.
+            InvalidImage, TooLarge: there is only one image, and it cannot be used.
         """
         model = await self._pool.get(sent.model, sent.version)
         with model.batcher.admit(len(sent.images)):
@@ -73,8 +72,8 @@ class Predictor:
             usable = [one for one in decoded if not isinstance(one, BitpressError)]
             faults = [one for one in decoded if isinstance(one, BitpressError)]
             self._metrics.count_images(usable=len(usable), refused=len(faults))
-            if not usable:
-                raise SeveralFaults(faults[0], [fault.problem() for fault in faults])
+            if len(decoded) == len(faults) == 1:
+                raise faults[0]
             logits, timing = await model.batcher.submit(usable)
         self._metrics.observe_prediction(decode_s, timing)
         answers = iter(logits)

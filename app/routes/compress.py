@@ -10,10 +10,12 @@ from app.openapi import form_body, problems
 from app.routes.jobs import job_answer
 from app.schemas import JobAnswer
 from app.services import Services, ServicesDep
-from app.uploads import BodyLimits, StoredForm, receive_stored_form
+from app.uploads import BodyLimits, receive_stored_form
+from store.datasets import Dataset
 from store.errors import InvalidSpec, NotFound
 from store.job_record import Job
 from store.specs import CompressSpec, parse_spec
+from store.uploads import UploadWriter
 
 router = APIRouter(tags=["jobs"])
 
@@ -51,9 +53,11 @@ async def compress(request: Request, response: Response, services: ServicesDep) 
     answered without waiting for the rest. A refused request leaves nothing behind.
     """
     settings = services.settings
+    checked: list[tuple[CompressSpec, Dataset]] = []
 
     async def check_early(name: str, text: str) -> None:
-        await run_sync(check_spec, parse_spec(text), services.datasets)
+        spec = parse_spec(text)
+        checked.append((spec, await run_sync(check_spec, spec, services.datasets)))
 
     async with receive_stored_form(
         request,
@@ -68,22 +72,22 @@ async def compress(request: Request, response: Response, services: ServicesDep) 
         max_file_bytes=settings.max_checkpoint_bytes,
         on_text=check_early,
     ) as form:
-        job = await run_sync(_submit, form, services)
+        if not checked:
+            raise InvalidSpec(
+                "There is no spec.", field="spec", remedy="Send the form field spec, a JSON object."
+            )
+        job = await run_sync(_submit, *checked[0], form.file, services)
     response.headers["Location"] = f"/jobs/{job.id}"
     return job_answer(job)
 
 
-def _submit(form: StoredForm, services: Services) -> Job:
-    if "spec" not in form.texts:
-        raise InvalidSpec(
-            "There is no spec.", field="spec", remedy="Send the form field spec, a JSON object."
-        )
-    spec = parse_spec(form.texts["spec"])
-    dataset = check_spec(spec, services.datasets)
-    if form.file is None:
+def _submit(
+    spec: CompressSpec, dataset: Dataset, file: UploadWriter | None, services: Services
+) -> Job:
+    if file is None:
         check_checkpoint(spec, dataset, _earlier_upload(spec, services))
         return services.jobs.submit(spec)
-    staged = form.file.finish()
+    staged = file.finish()
     if spec.checkpoint not in (None, staged.digest):
         raise InvalidSpec(
             "The file that was sent has another digest than the one given.",
@@ -92,7 +96,7 @@ def _submit(form: StoredForm, services: Services) -> Job:
         )
     check_checkpoint(spec, dataset, staged.path)
     # Kept only now, when nothing is left that could refuse the request.
-    upload = form.file.commit()
+    upload = file.commit()
     return services.jobs.submit(spec.model_copy(update={"checkpoint": upload.digest}))
 
 

@@ -63,8 +63,8 @@ _QUERY = [
 async def predict(request: Request, services: ServicesDep) -> PredictionAnswer:
     """Classify images: several as multipart files or in base64 JSON, or one as the raw body.
 
-    Each image gets its labels or its own problem. Where not one image can be used, the answer is a
-    problem, with all of them under `errors`.
+    Of several images each gets its labels or its own problem; where there is only one, its problem
+    is the answer.
     """
     with services.predictor.admit():
         sent = await read_prediction_request(request, services.settings)

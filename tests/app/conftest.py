@@ -215,3 +215,9 @@ def archive() -> bytes:
     return zip_of(
         {f"{label}/{index}.png": random_png(index) for label in LABELS for index in range(2)}
     )
+
+
+@pytest.fixture(scope="session")
+def tests_only() -> bytes:
+    """A dataset with a test split alone, as a zip."""
+    return zip_of({f"test/{label}/1.png": random_png(1) for label in LABELS})

@@ -35,10 +35,11 @@ def checkpoint() -> bytes:
 
 
 @pytest.fixture
-def ready(service: Any, archive: bytes) -> Any:
-    """The service with a dataset of three classes."""
-    answer = service.http.post("/datasets", data={"name": "animals"}, files={"archive": archive})
-    assert answer.status_code in (200, 201)
+def ready(service: Any, archive: bytes, tests_only: bytes) -> Any:
+    """The service with a dataset of three classes, and one of which nothing may be learnt."""
+    for name, content in (("animals", archive), ("tests-only", tests_only)):
+        answer = service.http.post("/datasets", data={"name": name}, files={"archive": content})
+        assert answer.status_code in (200, 201)
     return service
 
 
@@ -124,6 +125,12 @@ REFUSALS: dict[str, tuple[dict[str, Any] | str, bytes | None, str]] = {
         "spec.method.sweeps",
     ),
     "unknown dataset": ({**SPEC, "dataset": "plants"}, None, "spec.dataset"),
+    "numbers beyond float32": (
+        {**SPEC, "input": {"mean": [1e300, 0, 0]}},
+        None,
+        "spec.input",
+    ),
+    "dataset without train": ({**SPEC, "dataset": "tests-only"}, None, "spec.dataset"),
     "unknown layer": ({**SPEC, "keep_float": ["conv1"]}, None, "spec.keep_float.0"),
     "no checkpoint": (SPEC, None, "checkpoint"),
     "absent checkpoint": (

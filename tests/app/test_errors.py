@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from app import errors
-from app.errors import MalformedBody, SeveralFaults, SlowBody, UnsupportedMedia, status_of
+from app.errors import MalformedBody, SlowBody, UnsupportedMedia, status_of
 from app.metrics import Metrics
 from app.observation import Observation
 from store import errors as store_errors
@@ -116,13 +116,6 @@ def test_overload_says_when_to_come_back() -> None:
     error = Overloaded("Busy.")
     error.retry_after_s = 7.2
     assert answer_to(error).headers["retry-after"] == "7"
-
-
-def test_several_faults_are_all_told() -> None:
-    faults = [InvalidImage("One.", field="images[0]"), InvalidImage("Two.", field="images[1]")]
-    answer = answer_to(SeveralFaults(faults[0], [fault.problem() for fault in faults]))
-    problem = check(answer, 422, "invalid-image")
-    assert [fault["detail"] for fault in problem["errors"]] == ["One.", "Two."]
 
 
 def test_a_full_disk_is_told_as_such() -> None:

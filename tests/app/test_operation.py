@@ -159,7 +159,7 @@ def test_a_request_is_one_line_of_json_without_what_was_sent(
     lines = [JsonFormatter().format(record) for record in caplog.records]
     (line,) = [line for line in lines if '"here"' in line]
     told = json.loads(line)
-    assert told["message"] == "request"
+    assert told["event"] == "request"
     assert (told["method"], told["route"], told["status"]) == ("GET", "/jobs/{job_id}", 404)
     assert told["duration_s"] >= 0
     assert "secret" not in line

@@ -100,14 +100,24 @@ def test_bad_images_do_not_spoil_good_ones(service: Any, model: Any, images: lis
     assert third["error"]["remedy"]
 
 
-def test_only_bad_images_are_one_problem_with_all_of_them(service: Any, model: Any) -> None:
+def test_several_bad_images_each_get_their_problem(service: Any, model: Any) -> None:
     encoded = [base64.b64encode(b"nothing").decode(), "%%%"]
     answer = service.http.post("/predict", json={"model": MODEL, "images": encoded})
-    assert answer.status_code == 422
-    problem = answer.json()
-    assert problem["field"] == "images[0]"
-    assert [fault["field"] for fault in problem["errors"]] == ["images[0]", "images[1]"]
-    assert "base64" in problem["errors"][1]["detail"]
+    assert answer.status_code == 200
+    errors = [prediction["error"] for prediction in answer.json()["predictions"]]
+    assert [error["field"] for error in errors] == ["images[0]", "images[1]"]
+    assert "base64" in errors[1]["detail"]
+
+
+def test_a_single_bad_image_is_a_problem_in_every_form(service: Any, model: Any) -> None:
+    http = service.http
+    answers = [
+        http.post("/predict", json={"model": MODEL, "images": ["%%%"]}),
+        http.post("/predict", data={"model": MODEL}, files=[("images", ("a.png", b"x"))]),
+    ]
+    for answer in answers:
+        assert answer.status_code == 422
+        assert answer.json()["field"] == "images[0]"
 
 
 def claiming_png(width: int, height: int) -> bytes:

@@ -47,7 +47,7 @@ def url_told(process: "subprocess.Popen[str]") -> str:
     assert process.stderr is not None
     for line in process.stderr:
         if "listening on" in line:
-            return str(json.loads(line)["message"]).rpartition(" ")[2]
+            return str(json.loads(line)["event"]).rpartition(" ")[2]
     raise AssertionError("it ended without listening")
 
 
@@ -72,7 +72,7 @@ def test_it_serves_on_a_free_port_until_a_signal(
     lines = rest_of(process)
     assert process.returncode == 0
     assert not ready_file.exists()
-    (request,) = [line for line in lines if line["message"] == "request"]
+    (request,) = [line for line in lines if line["event"] == "request"]
     assert (request["route"], request["status"]) == ("/health/ready", 200)
     assert str(tmp_path) not in json.dumps(lines)
 
@@ -89,4 +89,4 @@ def test_a_port_that_is_taken_is_told(start: Start) -> None:
         process = start(port=taken.getsockname()[1])
         (line,) = rest_of(process)
     assert process.returncode == 1
-    assert line["message"] == "cannot listen"
+    assert line["event"] == "cannot listen"
