@@ -150,8 +150,10 @@ def parse_spec(data: Any) -> CompressSpec:
 
 def _first_fault(error: ValidationError) -> InvalidSpec:
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    # The discriminator's tag stands between "method" and the parameter; users do not write it.
-    location = [str(part) for part in fault["loc"] if part not in METHODS]
+    location = [str(part) for part in fault["loc"]]
+    if location[:1] == ["method"]:
+        # The discriminator's tag stands between "method" and the parameter; users do not write it.
+        location[1:2] = [part for part in location[1:2] if part not in METHODS]
     field = ".".join(["spec", *location])
     if fault["type"] == "json_invalid":
         return InvalidSpec(

@@ -55,6 +55,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"checkpoint": "sha256:zz"}, "spec.checkpoint"),
     ({"checkpoint": "/etc/passwd"}, "spec.checkpoint"),
     ({"sed": 1}, "spec.sed"),
+    ({"bwn": 1}, "spec.bwn"),
     ({"seed": -1}, "spec.seed"),
     ({"calibration_images": 0}, "spec.calibration_images"),
     ({"activation_bits": 8}, "spec.activation_bits"),
