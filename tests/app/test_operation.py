@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +15,11 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
+from app.errors import STATUS, status_of
 from app.logs import JsonFormatter
 from app.settings import AppSettings
 from store.database import open_engine
+from store.errors import InvalidImage, InvalidSpec
 from store.figures import StageFigures
 
 
@@ -149,6 +153,16 @@ def test_the_interface_is_documented_with_its_problems(service: Any) -> None:
     references = {part.partition('"')[0] for part in text.split("#/components/schemas/")[1:]}
     assert references <= set(schemas)
     assert {"Problem", "CompressSpec", "PredictionRequest", "BwnhParameters"} <= set(schemas)
+
+
+def test_every_route_is_described_for_readers(service: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs/API.md").read_text()
+    paths = service.http.get("/openapi.json").json()["paths"]
+    routes = {f"{method.upper()} {path}" for path in paths for method in paths[path]}
+    assert set(re.findall(r"^## ([A-Z]+ /.*)$", page, re.MULTILINE)) == routes
+    kinds = {kind.code: status_of(kind("")) for kind in (*STATUS, InvalidImage, InvalidSpec)}
+    documented = re.findall(r"^\| (\d{3}) \| `([a-z-]+)`", page, re.MULTILINE)
+    assert {code: int(status) for status, code in documented}.items() >= kinds.items()
 
 
 def test_a_request_is_one_line_of_json_without_what_was_sent(
