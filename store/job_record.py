@@ -1,0 +1,162 @@
+"""What is known of a job, and how a DBOS workflow is read as one.
+
+A job is one DBOS workflow. While it runs, its stage and progress are in an event that the worker
+rewrites every second, and what each step found is in the step's recorded output. When it ends, the
+workflow's output or error holds the whole `JobSummary`, so that a list of finished jobs costs one
+query.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+from dbos import WorkflowStatus
+
+from store.errors import JobCrashed
+from store.specs import CompressSpec
+
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "rejected"]
+STATES: tuple[JobState, ...] = get_args(JobState)
+
+WORKFLOW_STATES: Mapping[str, JobState] = {
+    "DELAYED": "queued",
+    "ENQUEUED": "queued",
+    "PENDING": "running",
+    "SUCCESS": "succeeded",
+    "ERROR": "failed",
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
+    "CANCELLED": "cancelled",
+}
+
+# The event with the stage, the progress and the like of a running job.
+PROGRESS_EVENT = "progress"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A compression job as it stands now. Times are ISO 8601 in UTC, ``progress`` is in 0..1.
+
+    ``layers`` holds ``{"name", "losses"}`` of every calibrated layer so far, in order;
+    ``problem`` is the problem document of a failed job; ``model`` is ``{"name", "version"}``.
+    """
+
+    id: str
+    state: JobState
+    spec: CompressSpec
+    created_at: str
+    updated_at: str
+    started_at: str | None = None
+    finished_at: str | None = None
+    stage: str | None = None
+    step: str | None = None
+    progress: float = 0.0
+    message: str | None = None
+    layers: tuple[Mapping[str, Any], ...] = ()
+    problem: Mapping[str, Any] | None = None
+    model: Mapping[str, Any] | None = None
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class JobFailed(Exception):
+    """The end of a failed job: a problem document, and what the job had come to.
+
+    DBOS records an exception's ``data`` as JSON, so this is what `job_of` reads back.
+    """
+
+    def __init__(self, problem: Mapping[str, Any], **summary: Any) -> None:
+        super().__init__(str(problem.get("detail", "")))
+        self.data: dict[str, Any] = {"problem": dict(problem), **summary}
+
+
+def step_name(stage: str, step: str | None = None) -> str:
+    """Return the name under which DBOS records a step, such as ``calibrate:conv1``."""
+    return stage if step is None else f"{stage}:{step}"
+
+
+def iso_time(epoch_ms: int | None) -> str | None:
+    """Return milliseconds since 1970 as ISO 8601 in UTC, ``2026-11-20T13:00:00.123Z``."""
+    if epoch_ms is None:
+        return None
+    moment = datetime.fromtimestamp(epoch_ms / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def has_summary(status: WorkflowStatus) -> bool:
+    """Whether the workflow's row alone tells all, without events and steps."""
+    return status.status in ("SUCCESS", "ERROR") or (
+        status.status in ("ENQUEUED", "DELAYED") and not status.recovery_attempts
+    )
+
+
+def running_summary(
+    progress: Mapping[str, Any] | None, outputs: Iterable[tuple[str, Any]]
+) -> dict[str, Any]:
+    """Return the summary of an unfinished job.
+
+    ``progress`` is the last event, ``outputs`` are the steps' names and recorded outputs.
+    """
+    layers: list[dict[str, Any]] = []
+    seconds: dict[str, float] = {}
+    for name, output in outputs:
+        if not isinstance(output, Mapping) or "seconds" not in output:
+            continue
+        stage = name.partition(":")[0]
+        seconds[stage] = round(seconds.get(stage, 0.0) + float(output["seconds"]), 3)
+        if "losses" in output:
+            layers.append({"name": output["name"], "losses": output["losses"]})
+    return {**(progress or {}), "layers": layers, "stage_seconds": seconds}
+
+
+def job_of(status: WorkflowStatus, running: Mapping[str, Any] | None = None) -> Job:
+    """Read a workflow as a job; ``running`` is its `running_summary` where it has no other."""
+    state = WORKFLOW_STATES[status.status]
+    summary: Mapping[str, Any] = running or {}
+    problem: Mapping[str, Any] | None = None
+    if status.status == "SUCCESS" and isinstance(status.output, Mapping):
+        summary = status.output
+    elif status.status == "ERROR":
+        recorded = getattr(status.error, "data", None)
+        summary = recorded if isinstance(recorded, Mapping) else {}
+        problem = summary.get("problem") or _unexplained().problem()
+    elif status.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
+        problem = _given_up(status.recovery_attempts).problem()
+    assert status.input is not None
+    created_at = iso_time(status.created_at) or ""
+    times = [created_at, iso_time(status.updated_at) or "", str(summary.get("at") or "")]
+    return Job(
+        id=status.workflow_id,
+        state=state,
+        spec=CompressSpec.model_validate(status.input["args"][0]),
+        created_at=created_at,
+        updated_at=max(times),
+        started_at=summary.get("started_at") or _dequeued_at(status),
+        finished_at=iso_time(status.completed_at),
+        stage=summary.get("stage"),
+        step=summary.get("step"),
+        progress=1.0 if state == "succeeded" else float(summary.get("progress") or 0.0),
+        message=summary.get("message"),
+        layers=tuple(summary.get("layers") or ()),
+        problem=problem,
+        model=summary.get("model"),
+        stage_seconds=dict(summary.get("stage_seconds") or {}),
+    )
+
+
+def _dequeued_at(status: WorkflowStatus) -> str | None:
+    return iso_time(status.dequeued_at) if status.status == "PENDING" else None
+
+
+def _unexplained() -> JobCrashed:
+    return JobCrashed(
+        "The job ended with an unexpected error.",
+        remedy="Look for the job's id in the worker's log, then submit the job again.",
+    )
+
+
+def _given_up(attempts: int | None) -> JobCrashed:
+    return JobCrashed(
+        f"The job was given up after it had been started {attempts} times: "
+        "each time its worker went away before the job's end.",
+        remedy="See in the workers' logs why they died; submit the job again when it is mended.",
+    )

@@ -1,0 +1,90 @@
+"""The worker: takes jobs from the queue, one at a time, until it is told to stop."""
+
+import logging
+import signal
+import threading
+from collections.abc import Mapping
+
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
+
+from store.database import open_engine, prepare_database
+from store.figures import StageFigures
+from store.job_record import JobFailed
+from store.jobs import APPLICATION_NAME, APPLICATION_VERSION, QUEUE_NAME
+from store.leases import WorkerLeases
+from worker.logs import configure_logs, fields
+from worker.pipeline import STAGES, Pipeline, register
+from worker.recovery import Lease, Reaper, new_executor_id
+from worker.settings import WorkerSettings
+
+log = logging.getLogger("worker")
+
+# A frozen worker must not hold the database's locks for long: others wait to take over.
+_IDLE_TRANSACTION_S = 10.0
+
+
+def main(stages: Mapping[str, str] = STAGES) -> int:
+    """Run a worker, set up by the environment, until SIGTERM or SIGINT; return the exit status."""
+    settings = WorkerSettings()
+    configure_logs(settings.log_level)
+    logging.getLogger("dbos").addFilter(_is_news)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    run(settings, stop, stages)
+    return 0
+
+
+def run(
+    settings: WorkerSettings, stop: threading.Event, stages: Mapping[str, str] = STAGES
+) -> None:
+    """Serve the queue until ``stop`` is set; a job in progress is left to the next worker."""
+    prepare_database(settings.database_url)
+    engine = open_engine(settings.database_url)
+    executor_id = new_executor_id()
+    leases = WorkerLeases(engine)
+    lease = Lease(leases, executor_id, beat_s=settings.lease_beat_s, ttl_s=settings.lease_ttl_s)
+    reaper = Reaper(leases, executor_id, every_s=settings.lease_beat_s)
+    register(Pipeline(settings, StageFigures(engine), stop, stages))
+    DBOS(config=_config(settings, executor_id))
+    DBOS.listen_queues([QUEUE_NAME])
+    lease.take()
+    try:
+        DBOS.launch()
+        DBOS.register_queue(
+            QUEUE_NAME,
+            worker_concurrency=1,
+            polling_interval_sec=settings.queue_poll_s,
+            on_conflict="always_update",
+        )
+        reaper.start()
+        log.info("worker ready", extra=fields(worker=executor_id))
+        stop.wait()
+        log.info("worker stopping", extra=fields(worker=executor_id))
+    finally:
+        stop.set()
+        reaper.stop()
+        DBOS.destroy(workflow_completion_timeout_sec=settings.stop_timeout_s)
+        lease.release()
+        engine.dispose()
+    log.info("worker stopped", extra=fields(worker=executor_id))
+
+
+def _config(settings: WorkerSettings, executor_id: str) -> DBOSConfig:
+    return {
+        "name": APPLICATION_NAME,
+        "system_database_url": settings.database_url,
+        "executor_id": executor_id,
+        "application_version": APPLICATION_VERSION,
+        # The default is pickle, which nobody but this very code could read.
+        "serializer": DBOSPortableJSONSerializer(),
+        "run_migrations": False,
+        # At INFO it tells of its own workings; what becomes of jobs, the pipeline logs.
+        "log_level": "ERROR" if settings.log_level == "ERROR" else "WARNING",
+        "sys_db_idle_transaction_timeout_sec": _IDLE_TRANSACTION_S,
+    }
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of DBOS says something that the pipeline has not logged itself."""
+    return not (record.exc_info and isinstance(record.exc_info[1], JobFailed))

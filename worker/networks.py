@@ -1,0 +1,84 @@
+"""The networks of a job, made again in any process from the files that its steps have left."""
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models import registry
+from models.preprocessing import InputSpec
+from store.specs import CompressSpec
+from worker.calibration import CalibratedLayer, apply_layer, load_layer
+from worker.job_files import FileRef, JobFiles
+
+# The roles under which steps record their files.
+MODEL = "model"
+LAYER = "layer:"
+BATCH_NORM = "batch_norm"
+
+Refs = Mapping[str, Mapping[str, Any]]
+
+
+def input_spec(spec: CompressSpec) -> InputSpec:
+    """Return what the job's network is fed."""
+    return InputSpec(**spec.input.model_dump())
+
+
+def architecture_arguments(spec: CompressSpec, classes: int) -> dict[str, Any]:
+    """Return the arguments, next to the name, of `registry.build` and its like."""
+    return {
+        "channels": spec.input.channels,
+        "height": spec.input.height,
+        "width": spec.input.width,
+        "classes": classes,
+        "parameters": spec.architecture_parameters,
+    }
+
+
+def build_network(spec: CompressSpec, classes: int) -> nn.Module:
+    """Build the job's network, untrained, in evaluation mode."""
+    torch.manual_seed(spec.seed)
+    network = registry.build(spec.architecture, **architecture_arguments(spec, classes))
+    return network.eval().requires_grad_(False)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write named tensors as a safetensors file."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+class JobNetworks:
+    """Rebuilds a job's networks from the files recorded so far."""
+
+    def __init__(self, spec: CompressSpec, classes: int, files: JobFiles) -> None:
+        self._spec = spec
+        self._classes = classes
+        self._files = files
+
+    def full_precision(self, refs: Refs) -> nn.Module:
+        """Return the network as the checkpoint gave it."""
+        network = build_network(self._spec, self._classes)
+        network.load_state_dict(load_file(self._resolve(refs[MODEL])))
+        return network
+
+    def calibrated(self, refs: Refs) -> nn.Module:
+        """Return the network with every layer binarized that has been calibrated by now."""
+        network = self.full_precision(refs)
+        for layer in self.layers(refs):
+            apply_layer(network, layer)
+        if BATCH_NORM in refs:
+            buffers = load_file(self._resolve(refs[BATCH_NORM]))
+            network.load_state_dict(buffers, strict=False)
+        return network
+
+    def layers(self, refs: Refs, known: Collection[str] = ()) -> Iterator[CalibratedLayer]:
+        """Yield the calibrated layers in the order they were made, but not those ``known``."""
+        for role, ref in refs.items():
+            if role.startswith(LAYER) and role.removeprefix(LAYER) not in known:
+                yield load_layer(self._resolve(ref))
+
+    def _resolve(self, ref: Mapping[str, Any]) -> Path:
+        return self._files.resolve(FileRef.from_json(ref))

@@ -1,0 +1,40 @@
+"""Settings of the worker, read from the environment (``BITPRESS_...``)."""
+
+import os
+from typing import Literal
+
+from pydantic import Field
+
+from store.settings import StoreSettings
+
+
+def _usable_cores() -> int:
+    # Less than cpu_count() in a container or under taskset.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class WorkerSettings(StoreSettings):
+    """Where the worker finds its work, and how it tells others that it is alive."""
+
+    worker_threads: int = Field(
+        default_factory=_usable_cores,
+        ge=1,
+        description="Threads that calibration and evaluation use; all cores by default.",
+    )
+    queue_poll_s: float = Field(
+        default=1.0, gt=0, description="Seconds between two looks for queued jobs."
+    )
+    lease_beat_s: float = Field(
+        default=5.0, gt=0, description="Seconds between two signs of life of a worker."
+    )
+    lease_ttl_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds without a sign of life after which others take a worker's jobs over.",
+    )
+    stop_timeout_s: int = Field(
+        default=10, ge=1, description="Seconds that a stopping worker waits for its job to let go."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Least severe log lines that are written."
+    )

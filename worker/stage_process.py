@@ -1,0 +1,221 @@
+"""The worker's side of a stage: one child process that serves the stage's steps in turn.
+
+The work is done in a child so that a stage can be stopped at any moment, gives all its memory back
+when it ends, and takes nothing with it when the system kills it for memory. One child per stage,
+not per step, because importing torch takes seconds. Nothing here imports torch.
+
+Messages are JSON objects over a socket pair. The worker sends one hello
+``{"target", "context"}`` and then requests ``{"step", "arguments"}``; the child answers each with
+any number of ``{"progress", "message"}`` and one of ``{"result"}``, ``{"problem"}`` and
+``{"unexpected"}``. See `worker.stage_server` for the child's side.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Self
+
+from store.errors import JobCrashed, from_problem
+
+# How soon a stop is noticed, and how often progress is reported.
+_POLL_S = 0.1
+_REPORT_S = 1.0
+_EXIT_S = 5.0
+
+
+class WorkerStopping(BaseException):
+    """The worker is being stopped; the job goes on with the next one.
+
+    Not an `Exception`: DBOS would record that as the job's failure.
+    """
+
+
+class StageProcess:
+    """Runs the steps of the stage ``target`` (``module:function``) in one child process.
+
+    The child is started at the first call. It must be started from a thread that outlives it: the
+    kernel kills the child when the thread ends that started it.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        context: Mapping[str, Any],
+        *,
+        threads: int,
+        stop: threading.Event,
+        report_every_s: float = _REPORT_S,
+    ) -> None:
+        self._hello = {"target": target, "context": dict(context)}
+        self._threads = threads
+        self._stop = stop
+        self._report_every_s = report_every_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while it runs."""
+        return None if self._process is None else self._process.pid
+
+    def call(
+        self,
+        step: str,
+        arguments: Mapping[str, Any],
+        report: Callable[[float, str], None],
+    ) -> dict[str, Any]:
+        """Have the child run ``step`` and return its result.
+
+        ``report`` is called with the child's latest progress at once and then every second.
+        Whatever it raises ends the child, as does any other exception that passes through here.
+
+        Raises:
+            BitpressError: what the step raised.
+            JobCrashed: the child died, or met an error that nobody expected.
+            WorkerStopping: the stop flag was set.
+        """
+        try:
+            connection = self._started()
+            try:
+                _send(connection, {"step": step, "arguments": dict(arguments)})
+                return self._answer(connection, report)
+            except (EOFError, ConnectionError):
+                raise self._death() from None
+        except BaseException:
+            self.kill()
+            raise
+
+    def close(self) -> None:
+        """End the child, which is idle, and wait for it."""
+        if self._connection is not None and self._process is not None:
+            self._connection.close()
+            try:
+                self._process.wait(_EXIT_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self._connection = self._process = None
+
+    def kill(self) -> None:
+        """End the child at once, whatever it is doing, and wait for it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._process = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.kill()
+
+    def _started(self) -> Connection:
+        if self._connection is None:
+            ours, theirs = Pipe()
+            with theirs:
+                self._process = _spawn(theirs.fileno(), self._threads)
+            self._connection = ours
+            _send(ours, self._hello)
+        return self._connection
+
+    def _answer(
+        self, connection: Connection, report: Callable[[float, str], None]
+    ) -> dict[str, Any]:
+        fraction, message = 0.0, ""
+        report(fraction, message)
+        due = time.monotonic() + self._report_every_s
+        while True:
+            if self._stop.is_set():
+                raise WorkerStopping
+            if connection.poll(_POLL_S):
+                answer = json.loads(connection.recv_bytes())
+                if "result" in answer:
+                    result: dict[str, Any] = answer["result"]
+                    return result
+                if "problem" in answer:
+                    raise from_problem(answer["problem"])
+                if "unexpected" in answer:
+                    raise _unexpected(answer["unexpected"])
+                fraction, message = answer["progress"], answer["message"]
+            elif self._is_dead() and not connection.poll():
+                # A program that the step left behind may still hold the connection open.
+                raise EOFError
+            if time.monotonic() >= due:
+                # Even when nothing changed: it is this write that fails once the job is
+                # cancelled or has passed to another worker.
+                report(fraction, message)
+                due = time.monotonic() + self._report_every_s
+
+    def _is_dead(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+    def _death(self) -> BaseException:
+        assert self._process is not None
+        try:
+            code = self._process.wait(_EXIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        if self._stop.is_set():
+            return WorkerStopping()
+        return _died(code)
+
+
+def _spawn(descriptor: int, threads: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "worker.stage_server", str(descriptor), str(os.getpid())]
+    # A signal to the whole process group (Ctrl-C) is the worker's to handle. The child starts
+    # with it blocked, so that there is no moment at which it would die of it.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(descriptor,),
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _send(connection: Connection, message: Mapping[str, Any]) -> None:
+    connection.send_bytes(json.dumps(message).encode())
+
+
+def _died(code: int) -> JobCrashed:
+    if code == -signal.SIGKILL:
+        return JobCrashed(
+            "The job's process was killed, which is what the system does when memory runs out.",
+            remedy="Give the worker more memory, or use fewer calibration images or positions.",
+        )
+    if code < 0:
+        cause = f"was ended by the signal {signal.Signals(-code).name}"
+    else:
+        cause = f"ended by itself with the exit status {code}"
+    return JobCrashed(f"The job's process {cause}.", remedy=_REMEDY)
+
+
+def _unexpected(kind: str) -> JobCrashed:
+    return JobCrashed(f"The job met an error that nobody expected ({kind}).", remedy=_REMEDY)
+
+
+_REMEDY = (
+    "Look for the job's id in the worker's log. Submit the job again; "
+    "if it fails the same way, report it with the lines of the log."
+)

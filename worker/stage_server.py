@@ -1,0 +1,144 @@
+"""The child's side of a stage: ``python -m worker.stage_server DESCRIPTOR PARENT_PID``.
+
+Serves the steps of one stage over the inherited descriptor until the worker closes it, as
+`worker.stage_process` describes. It dies with the worker, however that dies.
+"""
+
+import ctypes
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+from store.durable import full_disk_named
+from store.errors import BitpressError, JobCrashed
+from store.specs import parse_spec
+from worker.job_files import JobFiles
+from worker.logs import configure_logs, fields
+from worker.settings import WorkerSettings
+from worker.stage_context import Stage, StageContext, Step
+
+_PR_SET_PDEATHSIG = 1
+# The worker reports every second; more often would only keep it busy.
+_PROGRESS_EVERY_S = 0.2
+
+log = logging.getLogger("worker.stage")
+
+
+def context_json(job_id: str, spec: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:
+    """Return the context of a stage as the hello carries it. The database stays behind."""
+    return {
+        "job": job_id,
+        "spec": dict(spec),
+        "settings": settings.model_dump(mode="json", exclude={"database_url"}),
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Serve the stage's steps; return the exit status."""
+    descriptor, parent = int(arguments[0]), int(arguments[1])
+    _die_with(parent)
+    _leave_signals_to_the_worker()
+    # Programs that a step starts must not hold the connection open.
+    os.set_inheritable(descriptor, False)
+    with Connection(descriptor) as connection:
+        try:
+            hello = json.loads(connection.recv_bytes())
+            serve(connection, hello["target"], _context(hello["context"]))
+        except (EOFError, ConnectionError):
+            # The worker is done with this stage, or gone.
+            return 0
+
+
+def serve(connection: Connection, target: str, context: StageContext) -> NoReturn:
+    """Answer requests until the connection ends, which raises `EOFError`."""
+    steps: Mapping[str, Step] | None = None
+    while True:
+        request = json.loads(connection.recv_bytes())
+        name = request["step"]
+        try:
+            with full_disk_named():
+                if steps is None:
+                    context.files.remove_temporary()
+                    steps = _stage(target)(context)
+                result = steps[name](request["arguments"], _Reporter(connection))
+            answer = {"result": result}
+        except BitpressError as error:
+            answer = {"problem": error.problem()}
+        except (EOFError, ConnectionError):
+            raise
+        except Exception as error:
+            log.exception(
+                "step met an unexpected error", extra=fields(job=context.job_id, step=name)
+            )
+            answer = _crash(error)
+        connection.send_bytes(json.dumps(answer).encode())
+
+
+class _Reporter:
+    """Sends progress to the worker, not more often than it is of use."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._due = 0.0
+
+    def __call__(self, fraction: float, message: str) -> None:
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + _PROGRESS_EVERY_S
+            report = {"progress": min(max(fraction, 0.0), 1.0), "message": message}
+            self._connection.send_bytes(json.dumps(report).encode())
+
+
+def _crash(error: Exception) -> dict[str, Any]:
+    # torch raises a plain RuntimeError where the system refuses it memory.
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        crash = JobCrashed(
+            "The job ran out of memory.",
+            remedy="Give the worker more memory, or use fewer calibration images or positions.",
+        )
+        return {"problem": crash.problem()}
+    return {"unexpected": type(error).__name__}
+
+
+def _stage(target: str) -> Stage:
+    module, _, function = target.partition(":")
+    stage: Stage = getattr(importlib.import_module(module), function)
+    return stage
+
+
+def _context(data: Mapping[str, Any]) -> StageContext:
+    settings = WorkerSettings(**data["settings"])
+    configure_logs(settings.log_level)
+    return StageContext(
+        job_id=data["job"],
+        spec=parse_spec(data["spec"]),
+        settings=settings,
+        files=JobFiles(Path(settings.data_dir), data["job"]),
+    )
+
+
+def _die_with(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        # It died before the line above took effect.
+        os._exit(1)
+
+
+def _leave_signals_to_the_worker() -> None:
+    # A handler that does nothing, not SIG_IGN: programs that a step starts would inherit that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
