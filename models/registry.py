@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.layers import binarizable_layers
 from models.zoo.alexnet import AlexNet
 from models.zoo.digits import DigitsCNN
 from models.zoo.resnet import resnet18, resnet34, resnet50
@@ -219,6 +220,4 @@ def layer_names(
             classes=classes,
             parameters=parameters,
         )
-    return tuple(
-        key for key, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)
-    )
+    return tuple(binarizable_layers(module))

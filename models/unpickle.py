@@ -44,7 +44,7 @@ class Refusal(Exception):
 
 def die_with_parent(parent_pid: int) -> None:
     """Have the kernel kill this process as soon as the thread that started it ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent_pid:  # it ended before the call
         raise SystemExit(1)
 
