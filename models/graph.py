@@ -70,7 +70,7 @@ def refuse(node: fx.Node, how: str = "") -> NoReturn:
     """Raise InvalidArtifact about an operation that a plan cannot hold."""
     raise InvalidArtifact(
         f"The network uses {node.target}{' ' + how if how else ''}, which a plan cannot express.",
-        field="architecture",
+        field="spec.architecture",
         remedy="Write the network with the operators that docs/FORMAT.md lists.",
     )
 

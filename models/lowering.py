@@ -101,7 +101,7 @@ def _export(module: nn.Module, input_shape: tuple[int, int, int]) -> ExportedPro
         raise InvalidArtifact(
             f"The network cannot be exported ({type(error).__name__}) for images of "
             f"{input_shape}: it does not fit them, or its computation depends on its input.",
-            field="architecture",
+            field="spec.architecture",
         ) from error
 
 
@@ -133,11 +133,12 @@ def _unique(name: str, taken: set[str]) -> str:
 def _finished(draft: Draft) -> tuple[Operator, dict[str, NDArray[Any]]]:
     """Return the operator and its tensors as the file holds them."""
     operator = draft.operator
-    arrays: dict[str, NDArray[Any]] = {
-        suffix: array.astype(np.float32)
-        for suffix, array in draft.arrays.items()
-        if suffix != "codes"
-    }
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        arrays: dict[str, NDArray[Any]] = {
+            suffix: array.astype(np.float32)
+            for suffix, array in draft.arrays.items()
+            if suffix != "codes"
+        }
     for suffix, array in arrays.items():
         if not np.isfinite(array).all():
             operator.refuse(f"its {suffix} is not finite in float32")

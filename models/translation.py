@@ -72,7 +72,7 @@ def translate(
         elif not _harmless(node):
             refuse(node)
     if output is None or output == INPUT:
-        raise InvalidArtifact("The network computes nothing.", field="architecture")
+        raise InvalidArtifact("The network computes nothing.", field="spec.architecture")
     return work.drafts, output, work.layers
 
 
@@ -168,7 +168,8 @@ def _batch_norm(work: Translation, node: fx.Node, arguments: Arguments) -> None:
     mean = _float64(work.tensor(node, arguments["running_mean"])[1])
     variance = _float64(work.tensor(node, arguments["running_var"])[1])
     weight, bias = arguments["weight"], arguments["bias"]
-    gain = 1 / np.sqrt(variance + arguments["eps"])
+    with np.errstate(divide="ignore", invalid="ignore"):  # refused once the map is complete
+        gain = 1 / np.sqrt(variance + arguments["eps"])
     if weight is not None:
         gain = gain * _float64(work.tensor(node, weight)[1])
     shift = -gain * mean
@@ -186,6 +187,10 @@ def _activate(
 
 def _relu(work: Translation, node: fx.Node, arguments: Arguments) -> None:
     _activate(work, node, arguments["self"], Activation("relu"), {})
+
+
+def _relu6(work: Translation, node: fx.Node, arguments: Arguments) -> None:
+    _activate(work, node, arguments["self"], Activation("hardtanh", 0.0, 6.0), {})
 
 
 def _hardtanh(work: Translation, node: fx.Node, arguments: Arguments) -> None:
@@ -342,6 +347,7 @@ TRANSLATORS: Final[Mapping[Any, Callable[[Translation, fx.Node, Arguments], None
     _aten.linear.default: _linear,
     _aten._native_batch_norm_legit_no_training.default: _batch_norm,
     _aten.relu.default: _relu,
+    _aten.relu6.default: _relu6,
     _aten.hardtanh.default: _hardtanh,
     _aten.prelu.default: _prelu,
     _aten.leaky_relu.default: _leaky_relu,
@@ -351,6 +357,7 @@ TRANSLATORS: Final[Mapping[Any, Callable[[Translation, fx.Node, Arguments], None
     _aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
     _aten.mean.dim: _mean,
     _aten.view.default: _reshape,
+    _aten._unsafe_view.default: _reshape,
     _aten.reshape.default: _reshape,
     _aten.flatten.using_ints: _reshape,
     _aten.squeeze.dims: _reshape,

@@ -112,7 +112,7 @@ class ReferenceRuntime:
                 gain, shift = self._tensors[f"{node.name}.affine"]
                 return x * per_channel(gain, x) + per_channel(shift, x)
             case Activate():
-                return self._activate(node, node.activation, x)
+                return self._activate(node, node.activation, x.clone())
             case Add():
                 return self._activate(node, node.activation, x + sources[1])
             case Concat():
@@ -169,13 +169,14 @@ class ReferenceRuntime:
         return total
 
     def _activate(self, node: Operator, activation: Activation | None, x: Tensor) -> Tensor:
+        """Return the activation of ``x``, whose memory it may take: nobody else knows it yet."""
         if activation is None:
             return x
         match activation.kind:
             case "relu":
-                return x.clamp(min=0)
+                return x.clamp_(min=0)
             case "hardtanh":
-                return x.clamp(activation.low, activation.high)
+                return x.clamp_(activation.low, activation.high)
             case "prelu":
                 slope = per_channel(self._tensors[f"{node.name}.slope"], x)
                 return torch.where(x >= 0, x, slope * x)
