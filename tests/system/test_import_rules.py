@@ -1,4 +1,4 @@
-"""Who may import whom: the rules of pyproject.toml, and what a process really loads (app: tests/app)."""
+"""Who may import whom: the rules, and what a process really loads (the app: in tests/app)."""
 
 import subprocess
 import sys
