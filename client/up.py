@@ -133,8 +133,8 @@ def _catch_stop_signals(events: _Events) -> dict[signal.Signals, "signal._HANDLE
 
     found = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in found.items():
-        # Whoever started this with a signal ignored (nohup) meant it.
-        if handler is not signal.SIG_IGN:
+        # nohup ignores SIGHUP and means it; a shell script's "&" ignores SIGINT and does not.
+        if number != signal.SIGHUP or handler is not signal.SIG_IGN:
             signal.signal(number, ask)
     return found
 

@@ -163,13 +163,20 @@ def test_a_second_signal_kills_at_once(supervise: Supervise) -> None:
     assert "bitpress up: SIGINT: killing the app and the worker" in up.log
 
 
-def test_a_signal_that_was_ignored_from_the_start_stays_ignored(supervise: Supervise) -> None:
+def test_a_hang_up_that_was_ignored_from_the_start_stays_ignored(supervise: Supervise) -> None:
     up = supervise(TIDY, TIDY, prefix="env --ignore-signal=HUP")
     up.read_until("app    | ready", "worker | ready")
     up.process.send_signal(signal.SIGHUP)
     up.process.send_signal(signal.SIGTERM)
     assert up.end() == 0
     assert "bitpress up: SIGHUP: stopping" not in up.log
+
+
+def test_an_interrupt_is_heard_in_the_background_of_a_script(supervise: Supervise) -> None:
+    up = supervise(TIDY, TIDY, prefix="env --ignore-signal=INT")
+    up.read_until("app    | ready", "worker | ready")
+    up.process.send_signal(signal.SIGINT)
+    assert up.end() == 0
 
 
 def test_the_children_have_no_terminal_of_their_own(supervise: Supervise) -> None:
