@@ -108,8 +108,8 @@ def decode_image(data: bytes, spec: InputSpec) -> NDArray[np.uint8]:
 
     One channel is PIL's mode L, three are RGB. Orientation tags and colour profiles are ignored.
     Transparent parts are laid over white; 16-bit greys are scaled to 8 bits; of an animation the
-    first frame counts. An image of another size is cropped about its centre to the wanted aspect
-    ratio and resized (bilinear, antialiased); one of the wanted size is taken as it is.
+    first frame counts. An image of another size is resized (bilinear, antialiased) until it just
+    covers the wanted one, and cropped about its centre; one of the wanted size is taken as it is.
 
     Raises:
         InvalidImage: not an image of a known format, damaged, truncated, or under 4 pixels a side.
@@ -172,7 +172,7 @@ def _flat_colours(image: Image.Image, mode: str) -> Image.Image:
 def _fit(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     wanted = (spec.width, spec.height)
     if image.size != wanted:
-        # Crop first, within the resize: a long thin image would otherwise grow out of bounds.
+        # Resize and crop at once: a long thin image would grow out of bounds in between.
         width, height = image.size
         scale = min(width / spec.width, height / spec.height)
         crop_width, crop_height = scale * spec.width, scale * spec.height
