@@ -1,7 +1,9 @@
 """Lowering: the plan computes what the network does, and says so in few nodes."""
 
 import copy
+import os
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models import checkpoints
 from models.artifact import Artifact, binary_codes
 from models.attributes import Activation
-from models.layers import BinaryConv2d, BinaryLinear, binarizable_layers
+from models.binarize import sign
+from models.layers import (
+    BinaryConv2d,
+    BinaryLinear,
+    binarizable_layers,
+    binarize_layer,
+    replace_layer,
+)
 from models.lowering import lower
 from models.operators import Conv2d, Flatten, Linear
 from models.plan import Plan
@@ -348,3 +358,33 @@ def test_batch_norm_without_finite_statistics_is_refused():
     net[1].running_var[1] = -1
     with pytest.raises(InvalidArtifact, match="not finite"):
         lower(net, (3, 4, 4))
+
+
+SHARED = Path(os.environ.get("BITPRESS_SHARED", Path(__file__).parents[3] / "shared"))
+
+
+@pytest.mark.cifar
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"BITPRESS_SHARED: there is no {SHARED}")
+@pytest.mark.parametrize(
+    ("name", "file", "keep_float"),
+    [
+        ("vgg9", "vgg9_cifar10.safetensors", ()),
+        ("resnet20", "resnet20-12fca82f.th", ("conv1", "linear")),
+    ],
+)
+@pytest.mark.parametrize("binary", [False, True], ids=["float", "binary"])
+def test_plan_of_every_checkpoint_agrees_with_it(name, file, keep_float, binary, make_artifact):
+    net = build(name, channels=3, height=32, width=32, classes=10, parameters={}).eval()
+    net.load_state_dict(checkpoints.load(SHARED / "checkpoints" / file), strict=False)
+    for layer_name, layer in binarizable_layers(net).items() if binary else ():
+        if layer_name not in keep_float:
+            weight = layer.weight.detach()
+            scale = weight.abs().flatten(1).mean(1)
+            replace_layer(net, layer_name, binarize_layer(layer, sign(weight), scale))
+    artifact = make_artifact(net, (3, 32, 32))
+    generator = torch.Generator().manual_seed(0)
+    decided = agreement(net, artifact, torch.randn(32, 3, 32, 32, generator=generator))
+    assert decided.sum() > 16
+    assert len(codes_survive(net, artifact)) == binary * (
+        len(binarizable_layers(net)) - len(keep_float)
+    )
