@@ -1,6 +1,6 @@
 """docs/FORMAT.md is enough: one prediction from an artifact file with NumPy alone.
 
-The reader below knows the page and nothing else; it imports no part of bitpress. Slow and literal
+The reader below knows the page and nothing else; it uses no part of bitpress. Slow and literal
 on purpose: loops stand where the page has sums.
 """
 
