@@ -1,16 +1,27 @@
-"""Fixtures for tests of more than one room: job databases."""
+"""Fixtures for tests of more than one room: job databases, and workers as processes."""
 
+import json
 import os
+import queue
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from store.database import prepare_database
+
+REPOSITORY = Path(__file__).parents[1]
+DEADLINE_S = 90.0
 
 _LOCAL_POSTGRES = "postgresql://127.0.0.1:5432/postgres"
 
@@ -105,3 +116,131 @@ def empty_database_url(request: pytest.FixtureRequest) -> str:
 def database_url(request: pytest.FixtureRequest) -> str:
     """A prepared job database, on SQLite and on PostgreSQL where there is a server."""
     return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+class WorkerProcess:
+    """A worker process whose log is read line by line."""
+
+    def __init__(self, environment: Mapping[str, str], arguments: Sequence[str]) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=REPOSITORY,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._queue.put(json.loads(line))
+        self._queue.put(None)
+
+    def wait_for(self, event: str, **fields: object) -> dict[str, Any]:
+        """Read the log until a line says ``event`` with these fields; return it."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            try:
+                line = self._queue.get(timeout=max(deadline - time.monotonic(), 0.0))
+            except queue.Empty:
+                pytest.fail(f"waited {DEADLINE_S} s for {event!r} after {self.lines}")
+            if line is None:
+                pytest.fail(f"the worker ended before {event!r}: {self.lines}")
+            self.lines.append(line)
+            if line["event"] == event and fields.items() <= line.items():
+                return line
+
+    def steps_done(self) -> list[str]:
+        """Return the steps that this worker has finished, as DBOS names them."""
+        return [
+            ":".join(part for part in (line["stage"], line["step"]) if part)
+            for line in self.lines
+            if line["event"] == "step finished"
+        ]
+
+    def children(self) -> set[int]:
+        """Return the process ids of the worker's children."""
+        listing = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return {int(pid) for entry in listing for pid in entry.read_text().split()}
+
+    def end(self, number: signal.Signals) -> int:
+        """Send a signal, wait for the worker's end and return its exit status."""
+        if self.process.stderr is None or self.process.stderr.closed:
+            return self.process.wait()
+        self.process.send_signal(number)
+        status = self.process.wait(DEADLINE_S)
+        self._reader.join(DEADLINE_S)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        while (line := self._queue.get()) is not None:
+            self.lines.append(line)
+        return status
+
+
+StartWorker = Callable[..., WorkerProcess]
+
+
+@pytest.fixture
+def start_worker() -> Iterator[StartWorker]:
+    """Start a worker and wait until it is ready; what still runs at the test's end is killed.
+
+    ``start_worker(data_dir, database_url, *python_arguments, **settings)``, where a setting is
+    ``lease_ttl_s=1.0`` for ``BITPRESS_LEASE_TTL_S``.
+    """
+    started: list[WorkerProcess] = []
+
+    def start(
+        data_dir: Path, database_url: str, *arguments: str, **settings: object
+    ) -> WorkerProcess:
+        chosen = {
+            "data_dir": data_dir,
+            "database_url": database_url,
+            "worker_threads": 1,
+            "queue_poll_s": 0.1,
+            "lease_beat_s": 0.2,
+            "lease_ttl_s": 1.0,
+            **settings,
+        }
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("BITPRESS_")}
+        environment |= {f"BITPRESS_{name.upper()}": str(value) for name, value in chosen.items()}
+        worker = WorkerProcess(environment, arguments or ["-m", "worker"])
+        started.append(worker)
+        worker.wait_for("worker ready")
+        return worker
+
+    yield start
+    for worker in started:
+        worker.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def is_running() -> Callable[[int], bool]:
+    """Tell whether the process with an id is there, and not a zombie that nobody has buried."""
+
+    def check(pid: int) -> bool:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except FileNotFoundError:
+            return False
+        return stat.rpartition(")")[2].split()[0] != "Z"
+
+    return check
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """Wait for a condition: ``wait_until(condition, what)``."""
+
+    def wait(condition: Callable[[], object], what: str, timeout_s: float = DEADLINE_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                pytest.fail(f"waited {timeout_s} s for {what}")
+            time.sleep(0.01)
+
+    return wait

@@ -78,7 +78,8 @@ class JobFiles:
         Raises:
             JobCrashed: the file is missing, damaged or not of this job.
         """
-        path = self._data_dir / ref.path
+        # Without "..", by which a path below the folder could lead out of it.
+        path = Path(os.path.normpath(self._data_dir / ref.path))
         if ref in self._checked:
             return path
         if not path.is_relative_to(self.folder) or not path.is_file():

@@ -43,6 +43,7 @@ def configure_logs(level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+    logging.captureWarnings(True)
     for name in _LIBRARIES:
         library = logging.getLogger(name)
         library.handlers = [handler]

@@ -31,7 +31,11 @@ def main(stages: Mapping[str, str] = STAGES) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
-    run(settings, stop, stages)
+    try:
+        run(settings, stop, stages)
+    except Exception:
+        log.exception("worker failed")
+        return 1
     return 0
 
 

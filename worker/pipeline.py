@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dbos import DBOS
+from sqlalchemy.exc import SQLAlchemyError
 
 from store.artifacts import REPORT, ModelStore
 from store.errors import TYPE_PREFIX, BitpressError, JobCrashed
@@ -154,7 +155,7 @@ class _Run:
             "progress": round(self._progress, 4),
             "started_at": self._started_at,
             "layers": [{"name": one["name"], "losses": one["losses"]} for one in self._layers],
-            "stage_seconds": self._stage_seconds,
+            "stage_seconds": self._rounded_seconds(),
             "model": self.model,
         }
 
@@ -181,9 +182,14 @@ class _Run:
         )
         with process:
             yield process
-        seconds = round(self._stage_seconds[stage], 3)
-        self._stage_seconds[stage] = seconds
-        self._pipeline.figures.record(self._job_id, stage, seconds)
+        try:
+            self._pipeline.figures.record(self._job_id, stage, self._stage_seconds[stage])
+        except SQLAlchemyError:
+            # What is only counted must not fail a job; DBOS waits for a database that is away.
+            log.exception("stage not counted", extra=fields(job=self._job_id, stage=stage))
+
+    def _rounded_seconds(self) -> dict[str, float]:
+        return {stage: round(seconds, 3) for stage, seconds in self._stage_seconds.items()}
 
     def _call(
         self,
@@ -256,7 +262,7 @@ class _Run:
         """Publish what `evaluate` staged. Repeated after a crash, it publishes nothing twice."""
         for role in ("artifact", "predictions"):
             self._resolve(role)
-        seconds = {stage: round(spent, 3) for stage, spent in self._stage_seconds.items()}
+        seconds = self._rounded_seconds()
         del seconds["publish"]
         report = {
             **json.loads(self._resolve("measured").read_text()),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from dbos import DBOS
 
-from store.jobs import QUEUE_NAME
+from store.jobs import WORKFLOW_NAME
 from store.leases import WorkerLeases
 from worker.logs import fields
 
@@ -31,7 +31,7 @@ def new_executor_id() -> str:
 def owners_of_running_jobs() -> frozenset[str]:
     """Return the executor ids of all jobs that are being worked on."""
     running = DBOS.list_workflows(
-        status="PENDING", queue_name=QUEUE_NAME, load_input=False, load_output=False
+        status="PENDING", name=WORKFLOW_NAME, load_input=False, load_output=False
     )
     return frozenset(status.executor_id for status in running if status.executor_id)
 

@@ -5,6 +5,7 @@ Serves the steps of one stage over the inherited descriptor until the worker clo
 """
 
 import ctypes
+import errno
 import importlib
 import json
 import logging
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from store.durable import full_disk_named
-from store.errors import BitpressError, JobCrashed
+from store.errors import BitpressError, JobCrashed, StorageExhausted
 from store.specs import parse_spec
 from worker.job_files import JobFiles
 from worker.logs import configure_logs, fields
@@ -28,6 +29,15 @@ from worker.stage_context import Stage, StageContext, Step
 _PR_SET_PDEATHSIG = 1
 # The worker reports every second; more often would only keep it busy.
 _PROGRESS_EVERY_S = 0.2
+
+_OUT_OF_MEMORY = JobCrashed(
+    "The job ran out of memory.",
+    remedy="Give the worker more memory, or use fewer calibration images or positions.",
+)
+_DISK_FULL = StorageExhausted(
+    "The server has no space left for the job's files.",
+    remedy="Ask the operator to free space, then submit the job again.",
+)
 
 log = logging.getLogger("worker.stage")
 
@@ -98,13 +108,12 @@ class _Reporter:
 
 
 def _crash(error: Exception) -> dict[str, Any]:
-    # torch raises a plain RuntimeError where the system refuses it memory.
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        crash = JobCrashed(
-            "The job ran out of memory.",
-            remedy="Give the worker more memory, or use fewer calibration images or positions.",
-        )
-        return {"problem": crash.problem()}
+    # torch and safetensors tell of a lack of memory and space in words only.
+    words = str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in words:
+        return {"problem": _OUT_OF_MEMORY.problem()}
+    if f"(os error {errno.ENOSPC})" in words:
+        return {"problem": _DISK_FULL.problem()}
     return {"unexpected": type(error).__name__}
 
 

@@ -112,6 +112,17 @@ def test_a_database_that_was_never_prepared_is_unavailable(empty_sqlite_url: str
             store.counts()
 
 
+@pytest.mark.parametrize("ask", ["get", "list", "counts", "stage_totals", "workers_alive"])
+def test_a_database_that_does_not_answer_is_unavailable_at_once(ask: str) -> None:
+    """Port 1 of this machine refuses connections; nothing is retried, nobody waits."""
+    with JobStore("postgresql://nobody:secret@127.0.0.1:1/jobs") as store:
+        arguments = ["some-id"] if ask == "get" else []
+        with pytest.raises(Unavailable) as caught:
+            getattr(store, ask)(*arguments)
+    assert caught.value.remedy
+    assert "secret" not in str(caught.value.problem())
+
+
 def test_several_processes_may_prepare_the_database_at_once(empty_database_url: str) -> None:
     failures: list[BaseException] = []
 

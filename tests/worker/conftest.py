@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,6 @@ FAKE_STAGES = {
 }
 
 FAKE_STAGES_PATH = [str(Path(__file__).parent), str(REPOSITORY)]
-
-WaitUntil = Callable[..., None]
-
-
-@pytest.fixture
-def wait_until() -> WaitUntil:
-    """Wait for a condition: ``wait_until(condition, what, timeout_s=20)``."""
-
-    def wait(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            if time.monotonic() > deadline:
-                pytest.fail(f"waited {timeout_s} s for {what}")
-            time.sleep(0.01)
-
-    return wait
 
 
 @pytest.fixture
@@ -89,7 +73,7 @@ class Service:
         }
         return self.jobs.submit(parse_spec(spec)).id
 
-    def finished(self, job_id: str, timeout_s: float = 30.0) -> Job:
+    def finished(self, job_id: str, timeout_s: float = 90.0) -> Job:
         """Wait for the job's end and return it."""
         deadline = time.monotonic() + timeout_s
         while (job := self.jobs.get(job_id)).finished_at is None:

@@ -149,6 +149,24 @@ def test_dbos_puts_back_the_jobs_of_the_named_workers_only(
     assert service.finished(job_id).state == "succeeded"
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("fault", ["damaged", "missing"])
+def test_a_file_of_an_earlier_step_is_checked_before_it_is_used(
+    service: Service, tmp_path: Path, wait_until: WaitUntil, fault: str
+) -> None:
+    service.start()
+    job_id = service.submit(second="gate", gate=tmp_path)
+    wait_until(lambda: list(tmp_path.glob("waiting-second-*")), "the job to be under way")
+    service.stop()
+    left = service.settings.jobs_dir / job_id / "layers" / "first.safetensors"
+    left.unlink() if fault == "missing" else left.write_bytes(b"firsT")
+    service.start()
+    job = service.finished(job_id)
+    assert job.state == "failed"
+    assert job.problem["type"].endswith("job-crashed")
+    assert f"is {fault}: first.safetensors" in job.problem["detail"]
+
+
 def test_everything_recorded_is_json(service: Service) -> None:
     """The contract with DBOS: its default is pickle, and a format at enqueue is not enough."""
     service.start()
@@ -178,6 +196,7 @@ def test_everything_recorded_is_json(service: Service) -> None:
     assert checked > 30
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_job_that_lost_its_worker_too_often_is_given_up(service: Service) -> None:
     job_id = service.submit()
     engine = open_engine(service.settings.database_url)

@@ -17,19 +17,12 @@ from worker.stage_process import StageProcess, WorkerStopping
 from worker.stage_server import context_json
 
 REPOSITORY = Path(__file__).parents[2]
+IsRunning = Callable[[int], bool]
 SPEC = {"name": "digits", "architecture": "digits_cnn", "dataset": "digits"}
 
 
 def ignore(_fraction: float, _message: str) -> None:
     """Report to nobody."""
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 @pytest.fixture
@@ -57,7 +50,9 @@ def test_one_child_serves_all_calls_and_keeps_its_state(process: StageProcess) -
     assert first["echo"] == {"a": [1, None, "x"]}
 
 
-def test_a_closed_child_is_gone_and_another_call_starts_a_new_one(process: StageProcess) -> None:
+def test_a_closed_child_is_gone_and_another_call_starts_a_new_one(
+    process: StageProcess, is_running: IsRunning
+) -> None:
     first = process.call("count", {}, ignore)
     process.close()
     assert not is_running(first["pid"])
@@ -130,7 +125,9 @@ class Lost(BaseException):
     """What DBOS raises when a job is cancelled is no Exception either."""
 
 
-def test_whatever_the_report_raises_kills_the_child(process: StageProcess) -> None:
+def test_whatever_the_report_raises_kills_the_child(
+    process: StageProcess, is_running: IsRunning
+) -> None:
     pids: list[int] = []
 
     def report(_fraction: float, message: str) -> None:
@@ -145,7 +142,7 @@ def test_whatever_the_report_raises_kills_the_child(process: StageProcess) -> No
 
 
 def test_a_stop_kills_the_child_in_the_midst_of_a_step(
-    process: StageProcess, stop: threading.Event
+    process: StageProcess, stop: threading.Event, is_running: IsRunning
 ) -> None:
     pids: list[int] = []
 
@@ -212,6 +209,7 @@ def test_the_child_dies_with_its_parent(
     fake_stages: dict[str, str],
     settings: WorkerSettings,
     wait_until: Callable[..., Any],
+    is_running: IsRunning,
 ) -> None:
     command = [sys.executable, "-c", _PARENT, str(settings.data_dir)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as parent:

@@ -1,0 +1,163 @@
+"""The worker as a process: told to stop, frozen, failing to start; on stages that only behave."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from store.artifacts import ModelStore
+
+# Of conftest.py, which cannot be imported.
+Service = Any
+StartWorker = Any
+WaitUntil = Any
+
+REPOSITORY = Path(__file__).parents[2]
+
+# A lease that outlives the test: only when it is given up can others go on.
+FOREVER_S = 10_000.0
+
+on_sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def start(service: Service, start_worker: StartWorker) -> Callable[..., Any]:
+    """Start a worker of the fake stages as a process."""
+    main = f"import os; from worker.main import main; os._exit(main({service.stages!r}))"
+    place = (service.settings.data_dir, service.settings.database_url)
+
+    def start(**settings: object) -> Any:
+        return start_worker(*place, "-c", main, **settings)
+
+    return start
+
+
+@on_sqlite_only
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_told_to_stop_leaves_its_job_to_the_next_at_once(
+    service: Service,
+    start: Callable[..., Any],
+    tmp_path: Path,
+    wait_until: WaitUntil,
+    is_running: Callable[[int], bool],
+    number: signal.Signals,
+) -> None:
+    job_id = service.submit(second="gate", gate=tmp_path)
+    first = start(lease_ttl_s=FOREVER_S)
+    wait_until(lambda: list(tmp_path.glob("waiting-second-*")), "the step")
+    children = first.children()
+    # To the whole group, as Ctrl-C does it.
+    for child in children:
+        os.kill(child, number)
+    assert first.end(number) == 0
+    assert len(children) == 1 and not any(map(is_running, children))
+    assert first.lines[-1]["event"] == "worker stopped"
+    job = service.jobs.get(job_id)
+    assert (job.state, job.step) == ("running", "second")
+    assert service.jobs.workers_alive() == 0
+    assert service.files(job_id) == ["layers/first.safetensors", "model.safetensors"]
+
+    second = start(lease_ttl_s=FOREVER_S)
+    assert service.jobs.workers_alive() == 1
+    (tmp_path / "open-second").touch()
+    assert service.finished(job_id).state == "succeeded"
+    assert second.end(number) == 0
+    assert first.steps_done() == ["prepare", "calibrate:first"]
+    assert second.steps_done()[0] == "calibrate:second"
+
+
+def freeze(pids: list[int], database_url: str) -> bool:
+    """Stop the processes, but not in the middle of a write.
+
+    SQLite's lock is the operating system's: it would be held for as long as they are frozen.
+    PostgreSQL ends such a transaction by itself after a while.
+    """
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    if not database_url.startswith("sqlite"):
+        return True
+    connection = sqlite3.connect(database_url.removeprefix("sqlite:///"), timeout=0.0)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+def test_a_frozen_worker_that_wakes_up_lets_go_of_what_others_took_over(
+    service: Service, start: Callable[..., Any], tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    job_id = service.submit(second="gate", gate=tmp_path)
+    frozen = start()
+    wait_until(lambda: list(tmp_path.glob("waiting-second-*")), "the step")
+    everything = [frozen.process.pid, *frozen.children()]
+    wait_until(lambda: freeze(everything, service.settings.database_url), "the freeze")
+    other = start()
+    other.wait_for("job taken over", job=job_id)
+    wait_until(lambda: len(list(tmp_path.glob("waiting-second-*"))) == 2, "the takeover")
+    for pid in everything:
+        os.kill(pid, signal.SIGCONT)
+    # It sees that the job is not its own any more, and kills what works on it.
+    wait_until(lambda: not frozen.children(), "the sleeper to let go")
+    (tmp_path / "open-second").touch()
+    job = service.finished(job_id)
+    assert job.state == "succeeded"
+    versions = ModelStore(service.settings.models_dir).versions("digits")
+    assert [version.job_id for version in versions] == [job_id]
+    assert service.files(job_id) == ["report.json"]
+    # It is fit for other jobs, and stops when told.
+    assert other.end(signal.SIGTERM) == 0
+    next_job = service.submit()
+    frozen.wait_for("job finished", job=next_job)
+    assert frozen.end(signal.SIGTERM) == 0
+    assert set(frozen.steps_done()) >= {"prepare", "publish"}
+
+
+@on_sqlite_only
+def test_the_log_has_a_line_a_step_and_tracebacks_of_unexpected_errors_only(
+    service: Service, start: Callable[..., Any]
+) -> None:
+    worker = start()
+    faulty, crashed = service.submit(third="invalid"), service.submit(second="unexpected")
+    line = worker.wait_for("step finished", job=faulty, stage="calibrate", step="first")
+    assert line["level"] == "info"
+    assert line["time"].endswith("Z")
+    assert line["seconds"] >= 0
+    assert worker.wait_for("job failed", job=faulty)["problem"]["field"] == "checkpoint"
+    # What the pipeline has told in one line, DBOS does not tell again with a traceback.
+    assert not any("traceback" in line for line in worker.lines)
+    line = worker.wait_for("step met an unexpected error", job=crashed)
+    assert "ZeroDivisionError" in line["traceback"]
+    worker.wait_for("job failed", job=crashed)
+    assert worker.end(signal.SIGTERM) == 0
+    assert [line["step"] for line in worker.lines if line["event"] == "step finished"] == [
+        *(None, "first", "second"),
+        *(None, "first"),
+    ]
+
+
+def test_a_worker_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    environment = os.environ | {"BITPRESS_DATABASE_URL": f"sqlite:///{tmp_path}/file/jobs.sqlite"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "worker"],
+        cwd=REPOSITORY,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert ended.returncode == 1
+    line = json.loads(ended.stderr.splitlines()[-1])
+    assert (line["level"], line["event"]) == ("error", "worker failed")
+    assert "Error" in line["traceback"]

@@ -1,0 +1,224 @@
+"""The bodies of the stages on a real network and real images, in this process."""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from models import artifact, registry
+from store.datasets import DatasetStore
+from store.errors import BitpressError, CheckpointMismatch, InvalidSpec, NotFound
+from store.specs import parse_spec
+from store.uploads import UploadStore
+from worker import stages
+from worker.calibration import load_layer
+from worker.job_files import FileRef, JobFiles
+from worker.settings import WorkerSettings
+from worker.stage_context import StageContext
+
+CLASSES = ("dark", "light", "striped")
+LAYERS = ["features.0", "features.3", "features.7", "classifier"]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> WorkerSettings:
+    """A data directory with the dataset ``patterns``: 24 grey images of 8 x 8 pixels per class."""
+    folder = tmp_path_factory.mktemp("stages")
+    settings = WorkerSettings(data_dir=folder / "data", worker_threads=1)
+    random = np.random.default_rng(0)
+    with zipfile.ZipFile(folder / "patterns.zip", "w") as file:
+        for label, name in enumerate(CLASSES):
+            for number in range(24):
+                pixels = random.integers(0, 96, (8, 8), dtype=np.uint8)
+                pixels[:: 2 if label == 2 else 1] += np.uint8(64 * label)
+                image = io.BytesIO()
+                Image.fromarray(pixels).save(image, "PNG")
+                file.writestr(f"{name}/{number:03}.png", image.getvalue())
+    store = DatasetStore(settings.datasets_dir, settings.dataset_limits)
+    store.ingest(folder / "patterns.zip", "patterns")
+    return settings
+
+
+def upload(settings: WorkerSettings, classes: int = len(CLASSES)) -> str:
+    """Store a checkpoint of digits_cnn for so many classes; return its digest."""
+    torch.manual_seed(1)
+    size = {"channels": 1, "height": 8, "width": 8}
+    network = registry.build("digits_cnn", **size, classes=classes, parameters={})
+    with torch.no_grad():
+        # Batch norm of a trained network is no identity.
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_var.uniform_(0.5, 2.0)
+                module.bias.normal_()
+    path = settings.data_dir / "checkpoint.safetensors"
+    save_file(network.state_dict(), path)
+    uploads = UploadStore(settings.uploads_dir, settings.max_checkpoint_bytes)
+    with uploads.receive() as writer:
+        writer.write(path.read_bytes())
+        return writer.commit().digest
+
+
+def context_of(settings: WorkerSettings, job_id: str, **changes: Any) -> StageContext:
+    spec = {
+        "name": "patterns",
+        "architecture": "digits_cnn",
+        "checkpoint": upload(settings),
+        "dataset": "patterns",
+        "input": {"channels": 1, "height": 8, "width": 8, "mean": [0.5], "std": [0.25]},
+        "method": {"name": "bwnh", "sweeps": 3},
+        "calibration_images": 20,
+        **changes,
+    }
+    return StageContext(job_id, parse_spec(spec), settings, JobFiles(settings.data_dir, job_id))
+
+
+def silent(_fraction: float, _message: str) -> None:
+    """Report to nobody."""
+
+
+class Run:
+    """Runs steps as the pipeline does, each stage in what could be a process of its own."""
+
+    def __init__(self, context: StageContext) -> None:
+        self.context = context
+        self.files: dict[str, Any] = {}
+
+    def fresh(self) -> StageContext:
+        """Return the context as a new process has it: nothing in memory, nothing checked."""
+        return replace(
+            self.context, files=JobFiles(self.context.settings.data_dir, self.context.job_id)
+        )
+
+    def step(self, step: Any, **arguments: Any) -> dict[str, Any]:
+        result: dict[str, Any] = step({**arguments, "files": dict(self.files)}, silent)
+        # Through JSON, like everything that DBOS records.
+        result = json.loads(json.dumps(result))
+        self.files.update(result.get("files", {}))
+        return result
+
+    def all(self, *, interrupted: bool = False) -> Mapping[str, Any]:
+        """Run a whole job; interrupted, every layer has a process of its own."""
+        prepared = self.step(stages.prepare(self.fresh())["prepare"])
+        calibrate = stages.calibrate(self.fresh())
+        layers = []
+        for name in prepared["layers"]:
+            if interrupted:
+                calibrate = stages.calibrate(self.fresh())
+            layers.append({**self.step(calibrate["layer"], name=name), "seconds": 0.5})
+        if self.context.spec.method.recalibrate_batch_norm:
+            if interrupted:
+                calibrate = stages.calibrate(self.fresh())
+            self.step(calibrate["batch_norm"])
+        self.step(stages.pack(self.fresh())["pack"])
+        evaluate = stages.evaluate(self.fresh())["evaluate"]
+        self.step(evaluate, prepared=prepared, layers=layers)
+        return dict(json.loads(self.read("measured")))
+
+    def read(self, role: str) -> bytes:
+        return self.fresh().files.resolve(FileRef.from_json(self.files[role])).read_bytes()
+
+
+def test_a_job_measures_what_it_made(settings: WorkerSettings) -> None:
+    run = Run(context_of(settings, "whole"))
+    report = run.all()
+    packed = artifact.decode(run.read("artifact"))
+    assert packed.labels == CLASSES
+    assert set(report["accuracy"]) == {"full_precision", "calibrated", "packed"}
+    assert packed.accuracy == report["accuracy"]
+    assert report["digests"]["artifact"] == artifact.digest(run.read("artifact"))
+    assert report["bytes"]["packed"] == len(run.read("artifact"))
+    assert report["compression_ratio"] == report["bytes"]["float"] / report["bytes"]["packed"]
+    assert report["parity"]["top1_agreement"] == 1.0
+    assert report["parity"]["largest_logit_difference"] <= 1e-4 * report["parity"]["largest_logit"]
+    assert report["runtime"] == "reference"
+    assert [layer["name"] for layer in report["layers"]] == LAYERS
+    assert all(layer["binary"] and len(layer["losses"]) > 1 for layer in report["layers"])
+    assert [layer["kind"] for layer in report["layers"]] == ["conv2d"] * 3 + ["linear"]
+    # Every layer's bits are those that calibration found.
+    codes = artifact.binary_codes(packed)
+    for name in LAYERS:
+        path = run.fresh().files.resolve(FileRef.from_json(run.files[f"layer:{name}"]))
+        assert np.array_equal(codes[name], load_layer(path).codes.numpy())
+    answers = json.loads(run.read("predictions"))
+    assert answers["split"] == "test"
+    assert len(answers["images"]) == report["test_images"]
+    right = sum(image["label"] == image["class"] for image in answers["images"])
+    assert right / len(answers["images"]) == report["accuracy"]["packed"]
+
+
+def test_an_artifact_tells_where_it_comes_from_but_not_which_job_made_it(
+    settings: WorkerSettings,
+) -> None:
+    run = Run(context_of(settings, "secret-job-id"))
+    run.all()
+    packed = artifact.decode(run.read("artifact"))
+    assert b"secret-job-id" not in run.read("artifact")
+    assert packed.provenance["digests"]["checkpoint"] == run.context.spec.checkpoint
+    assert "checkpoint" not in packed.provenance["spec"]
+    assert packed.provenance["spec"]["method"]["sweeps"] == 3
+    assert set(packed.provenance["versions"]) == {"bitpress", "torch", "numpy"}
+
+
+@pytest.mark.parametrize("recalibrate", [False, True])
+def test_a_job_interrupted_after_every_layer_gives_the_same_bytes(
+    settings: WorkerSettings, recalibrate: bool
+) -> None:
+    method = {"name": "bwnh", "sweeps": 3, "recalibrate_batch_norm": recalibrate}
+    smooth = Run(context_of(settings, f"smooth-{recalibrate}", method=method))
+    broken = Run(context_of(settings, f"broken-{recalibrate}", method=method))
+    smooth.all()
+    broken.all(interrupted=True)
+    for role in ("artifact", "predictions"):
+        assert smooth.read(role) == broken.read(role)
+
+
+def test_layers_kept_in_float_stay_so(settings: WorkerSettings) -> None:
+    kept = ["features.0", "classifier"]
+    run = Run(context_of(settings, "kept", keep_float=kept, method={"name": "bwn"}))
+    report = run.all()
+    binary = {layer["name"]: layer["binary"] for layer in report["layers"]}
+    assert binary == {name: name not in kept for name in LAYERS}
+    assert set(artifact.binary_codes(artifact.decode(run.read("artifact")))) == {
+        "features.3",
+        "features.7",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "field", "words"),
+    [
+        ({"checkpoint": "ten classes"}, CheckpointMismatch, "checkpoint", "10 classes"),
+        ({"architecture": "vgg9"}, CheckpointMismatch, "checkpoint", "digits_cnn"),
+        ({"checkpoint": "sha256:" + "0" * 64}, NotFound, "spec.checkpoint", "Send"),
+        ({"checkpoint": None}, InvalidSpec, "spec.checkpoint", "Send"),
+        ({"dataset": "unheard-of"}, NotFound, "spec.dataset", "POST /datasets"),
+        ({"architecture": "lenet"}, InvalidSpec, "spec.architecture", "digits_cnn"),
+        ({"keep_float": ["conv9"]}, InvalidSpec, "spec.keep_float", "features.0"),
+        ({"keep_float": LAYERS}, InvalidSpec, "spec.keep_float", "at least one"),
+    ],
+)
+def test_what_cannot_be_compressed_is_refused_before_anything_is_done(
+    settings: WorkerSettings,
+    changes: dict[str, Any],
+    error: type[BitpressError],
+    field: str,
+    words: str,
+) -> None:
+    if changes.get("checkpoint") == "ten classes":
+        changes = {"checkpoint": upload(settings, classes=10)}
+    if changes.get("architecture") == "vgg9":
+        changes = {**changes, "input": {"channels": 1, "height": 32, "width": 32}}
+    run = Run(context_of(settings, "refused", **changes))
+    with pytest.raises(error) as caught:
+        run.step(stages.prepare(run.fresh())["prepare"])
+    assert caught.value.field == field
+    assert words in (caught.value.remedy or "")
+    assert not run.context.files.folder.exists()
