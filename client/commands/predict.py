@@ -9,12 +9,14 @@ import typer
 
 from client.client import Client
 from client.commands.options import DEFAULT_URL, Url
-from client.errors import UnusableFile
+from client.errors import BitpressProblem, UnusableFile
 from client.types import Prediction
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".pnm")
 )
+IMAGE_PROBLEMS = frozenset(("urn:bitpress:problem:invalid-image", "urn:bitpress:problem:too-large"))
+Image = tuple[Path, bytes]
 BATCH_IMAGES = 32
 BATCH_BYTES = 8 << 20
 
@@ -38,14 +40,26 @@ def predict(
     failed = 0
     with Client(url) as client:
         for batch in _batches(_files(images)):
-            sent = [(path.name, data) for path, data in batch]
-            answer = client.predict(model, sent, version=version, top_k=top_k)
-            for (path, _), found in zip(batch, answer.predictions, strict=True):
+            answers = _classify(client, batch, model, version, top_k)
+            for (path, _), found in zip(batch, answers, strict=True):
                 failed += found.error is not None
                 typer.echo(_as_json(path, found) if as_json else _as_text(path, found))
     if failed:
         typer.echo(f"{failed} of the images could not be used", err=True)
         raise typer.Exit(1)
+
+
+def _classify(
+    client: Client, batch: Sequence[Image], model: str, version: int | None, top_k: int
+) -> Sequence[Prediction]:
+    try:
+        sent = [(path.name, data) for path, data in batch]
+        return client.predict(model, sent, version=version, top_k=top_k).predictions
+    except BitpressProblem as refused:
+        # A single image that cannot be used is refused as a request; among others it is one answer.
+        if len(batch) > 1 or refused.type not in IMAGE_PROBLEMS:
+            raise
+        return [Prediction(error=refused.problem)]
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -64,9 +78,9 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         yield from found
 
 
-def _batches(files: Iterator[Path]) -> Iterator[list[tuple[Path, bytes]]]:
+def _batches(files: Iterator[Path]) -> Iterator[list[Image]]:
     """Group images so that a request holds a bounded count and a bounded number of bytes."""
-    batch: list[tuple[Path, bytes]] = []
+    batch: list[Image] = []
     size = 0
     for path in files:
         try:

@@ -335,6 +335,23 @@ def test_predict_as_json_has_labels_and_errors(
     assert "1 of the images could not be used" in output.err
 
 
+def test_a_bad_image_that_travels_alone_is_one_line_too(
+    run: Run,
+    service: Any,
+    images: Path,
+    answer_problem: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    refused = answer_problem(422, "invalid-image", "Unusable", "This is no image.")
+    service.answers["POST /predict"] = refused
+    assert run("predict", str(images / "b/1.JPG"), "--model=pets") == 1
+    output = capsys.readouterr()
+    assert output.out == f"{images}/b/1.JPG\terror: This is no image.\n"
+    service.answers["POST /predict"] = answer_problem(404, "not-found", "Not found", "No model.")
+    assert run("predict", str(images / "b/1.JPG"), "--model=pets") == 1
+    assert "No model." in capsys.readouterr().err
+
+
 def test_many_images_travel_in_batches_and_stay_in_order(
     run: Run, service: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
