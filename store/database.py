@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from dbos import DBOS
 
+from store.durable import locked
 from store.errors import Unavailable
 
 metadata = sa.MetaData()
@@ -38,20 +39,16 @@ stage_seconds = sa.Table(
 _CREATE_TABLES_LOCK = 0x62697470
 
 
-def is_sqlite(url: str) -> bool:
-    """Whether ``url`` names an SQLite file."""
-    return sa.make_url(url).get_backend_name() == "sqlite"
-
-
 def open_engine(url: str, *, pool_size: int = 2) -> sa.Engine:
     """Return an engine for the job database; nothing is connected yet.
 
     SQLite takes the write lock at the start of a transaction, so that two processes never
     deadlock on the upgrade from reading to writing, and waits for it up to 30 s.
     """
-    if not is_sqlite(url):
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
         # The bare scheme would ask for another driver than the one DBOS uses.
-        target = sa.make_url(url).set(drivername="postgresql+psycopg")
+        target = parsed.set(drivername="postgresql+psycopg")
         return sa.create_engine(target, pool_pre_ping=True, pool_size=pool_size, max_overflow=0)
     engine = sa.create_engine(url, pool_size=pool_size, max_overflow=0)
 
@@ -76,26 +73,40 @@ def prepare_database(url: str) -> None:
     Safe to run from several processes at once. On SQLite it also turns on write-ahead logging,
     without which a reader waits for every writer.
     """
-    if is_sqlite(url):
-        file = sa.make_url(url).database
-        if file:
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-    DBOS.migrate(url)
     engine = open_engine(url)
     try:
-        if engine.dialect.name == "sqlite":
-            with engine.connect() as connection:
-                connection.execute(sa.text("PRAGMA journal_mode=WAL"))
-        with engine.begin() as connection:
-            if engine.dialect.name == "postgresql":
-                # Two CREATE TABLE IF NOT EXISTS at once can still collide in the catalogue.
-                connection.execute(
-                    sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CREATE_TABLES_LOCK}
-                )
-            for table in metadata.sorted_tables:
-                connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+        with _alone_with(engine):
+            DBOS.migrate(url)
+            if engine.dialect.name == "sqlite":
+                with engine.connect() as connection:
+                    connection.execute(sa.text("PRAGMA journal_mode=WAL"))
+            with engine.begin() as connection:
+                if engine.dialect.name == "postgresql":
+                    # Two CREATE TABLE IF NOT EXISTS at once can still collide in the catalogue.
+                    connection.execute(
+                        sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CREATE_TABLES_LOCK}
+                    )
+                for table in metadata.sorted_tables:
+                    connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
     finally:
         engine.dispose()
+
+
+@contextmanager
+def _alone_with(engine: sa.Engine) -> Iterator[None]:
+    """Keep other processes from preparing the same SQLite file meanwhile.
+
+    The change to write-ahead logging fails at once, however long one is ready to wait, while
+    anybody else has the file open in a transaction.
+    """
+    file = engine.url.database
+    if engine.dialect.name != "sqlite" or not file:
+        yield
+        return
+    path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(path.name + ".lock")):
+        yield
 
 
 @contextmanager

@@ -134,11 +134,12 @@ def test_a_job_whose_worker_is_killed_is_finished_by_the_next(
     folder = installation.settings.jobs_dir / job.id
     assert [path.name for path in folder.iterdir()] == ["report.json"]
 
-    # And what came of it is what comes of a job that nobody disturbed, to the byte.
-    undisturbed = installation.jobs.submit(installation.spec)
-    second.wait_for("job finished", job=undisturbed.id)
-    versions = installation.models.versions("patterns")
-    assert [version.job_id for version in versions] == [job.id, undisturbed.id]
-    assert versions[0].digest == versions[1].digest
+    if installation.settings.database_url.startswith("sqlite"):
+        # What came of it is what comes of a job that nobody disturbed, to the byte. Once is enough.
+        undisturbed = installation.jobs.submit(installation.spec)
+        second.wait_for("job finished", job=undisturbed.id)
+        versions = installation.models.versions("patterns")
+        assert [version.job_id for version in versions] == [job.id, undisturbed.id]
+        assert versions[0].digest == versions[1].digest
     assert second.end(signal.SIGTERM) == 0
     assert not any(map(is_running, second.children()))

@@ -84,7 +84,7 @@ def test_a_running_job_tells_how_far_it_is(
     assert shared_service.finished(job_id).state == "succeeded"
 
 
-@pytest.mark.parametrize("step", ["prepare", "second", "pack", "evaluate"])
+@pytest.mark.parametrize("step", ["prepare", "second"])
 def test_input_at_fault_fails_the_job_with_its_problem_and_leaves_nothing(
     shared_service: Service, step: str
 ) -> None:
@@ -98,7 +98,7 @@ def test_input_at_fault_fails_the_job_with_its_problem_and_leaves_nothing(
     assert not (shared_service.settings.jobs_dir / job.id).exists()
 
 
-@pytest.mark.parametrize("fate", ["killed", "unexpected", "exit"])
+@pytest.mark.parametrize("fate", ["killed", "unexpected"])
 def test_a_crash_fails_the_job_and_keeps_the_finished_steps(
     shared_service: Service, fate: str
 ) -> None:
