@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -107,3 +107,8 @@ class UploadStore:
             field="spec.checkpoint",
             remedy="Send the checkpoint's file along with the request.",
         )
+
+    def discard(self, digest: str) -> None:
+        """Remove an upload that can be of no use to anyone; one that is gone already is fine."""
+        with suppress(NotFound):
+            self.resolve(digest).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from models.layers import binarizable_layers, float32_bytes
 from models.lowering import lower
 from store.artifacts import ARTIFACT, PREDICTIONS
 from store.datasets import Dataset, DatasetStore
-from store.errors import InvalidSpec
+from store.errors import InvalidCheckpoint, InvalidSpec
 from store.specs import CompressSpec
 from store.uploads import UploadStore
 from worker.calibration import (
@@ -277,7 +277,12 @@ def _restored(context: StageContext, dataset: Dataset) -> nn.Module:
         )
     uploads = UploadStore(settings.uploads_dir, settings.max_checkpoint_bytes)
     settings.jobs_dir.mkdir(parents=True, exist_ok=True)
-    tensors = checkpoints.load(uploads.resolve(spec.checkpoint), scratch=settings.jobs_dir)
+    try:
+        tensors = checkpoints.load(uploads.resolve(spec.checkpoint), scratch=settings.jobs_dir)
+    except InvalidCheckpoint:
+        # No job can ever use it. (One of another network stays: that is a matter of the job.)
+        uploads.discard(spec.checkpoint)
+        raise
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     arguments = architecture_arguments(spec, len(dataset.classes))
     checkpoints.check_fit(shapes, spec.architecture, **arguments)

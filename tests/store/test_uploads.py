@@ -135,6 +135,18 @@ with UploadStore(Path(sys.argv[1]), 100).receive() as writer:
 """
 
 
+def test_a_discarded_upload_is_gone_and_may_be_sent_again(store: UploadStore) -> None:
+    for _ in range(2):
+        with store.receive() as writer:
+            writer.write(b"no checkpoint")
+            upload = writer.commit()
+        store.discard(upload.digest)
+        store.discard(upload.digest)
+        assert not upload.path.exists()
+        with pytest.raises(NotFound):
+            store.resolve(upload.digest)
+
+
 def test_what_a_killed_process_left_is_swept_and_what_a_live_one_writes_is_not(
     tmp_path: Path, spawn: Spawn, files_below: Listing
 ) -> None:
