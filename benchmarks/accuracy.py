@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -24,6 +25,7 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.record import peak_mib, reset_peak_memory, resident_mib, write_record
+from client.commands.options import names, numbers, pairs
 from models.artifact import Artifact, compression_ratio, write
 from models.checkpoint_fit import check_fit, restore
 from models.checkpoints import load as load_checkpoint
@@ -51,8 +53,9 @@ console = Console()
 
 @dataclass(frozen=True)
 class Run:
-    """What one method gave with one seed. Accuracies in 0..1."""
+    """What one method gave with one seed. Accuracies in 0..1, on that seed's test images."""
 
+    full_precision: float
     calibrated: float
     packed: float
     ratio: float
@@ -86,7 +89,7 @@ def calibrate(
 ) -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
     """Return the binarized network and the losses of its layers."""
     binarized = copy.deepcopy(network)
-    parameters = spec.method.model_dump(exclude={"name", "recalibrate_batch_norm"})
+    parameters = spec.method.own_parameters()
     losses: dict[str, tuple[float, ...]] = {}
     with progress(f"{spec.method.name}, seed {spec.seed}") as report:
         for name in layer_order(network, images.spec.shape):
@@ -109,11 +112,17 @@ def calibrate(
     return binarized, losses
 
 
-def measure(network: nn.Module, dataset: DecodedDataset, splits: Splits, spec: CompressSpec) -> Run:
+def measure(
+    network: nn.Module,
+    dataset: DecodedDataset,
+    splits: Splits,
+    full_precision: float,
+    spec: CompressSpec,
+) -> Run:
     """Calibrate, pack and evaluate once."""
     fed = input_spec(spec)
     chosen, _ = calibration_images(splits.train, spec.seed, spec.calibration_images)
-    images = CalibrationImages(chosen.pixels(0, len(chosen)), fed)
+    images = CalibrationImages(chosen, fed)
     reset_peak_memory()
     before, started = resident_mib(), time.perf_counter()
     binarized, losses = calibrate(network, images, spec)
@@ -126,6 +135,7 @@ def measure(network: nn.Module, dataset: DecodedDataset, splits: Splits, spec: C
         ratio = compression_ratio(float32_bytes(network), file)
     runtime = load_runtime(artifact, "reference")
     return Run(
+        full_precision=full_precision,
         calibrated=test_accuracy(binarized, splits.test, fed),
         packed=test_accuracy(runtime.run, splits.test, fed),
         ratio=ratio,
@@ -143,7 +153,12 @@ def test_accuracy(
         return accuracy(predict_logits(predict, images, spec, report), images.labels)
 
 
-def print_runs(full_precision: float, runs: dict[str, list[Run]]) -> None:
+def same_images(one: ImageSet, other: ImageSet) -> bool:
+    """Whether two sets of one dataset hold the same images."""
+    return np.array_equal(one.rows, other.rows)
+
+
+def print_runs(runs: dict[str, list[Run]]) -> None:
     """Print the losses of the first seed, then the table of all methods."""
     for method, measured in runs.items():
         for layer, losses in measured[0].losses.items():
@@ -151,17 +166,20 @@ def print_runs(full_precision: float, runs: dict[str, list[Run]]) -> None:
                 console.print(
                     f"{method} {layer}: " + " ".join(f"{loss:.5f}" for loss in losses), style="dim"
                 )
-    table = Table(title=f"full precision {full_precision:.4f}")
-    for heading in ("method", "calibrated", "packed", "spread", "drop", "ratio", "s", "MiB"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+    table = Table()
+    table.add_column("method")
+    headings = ("full precision", "calibrated", "packed", "spread", "drop", "ratio", "s", "MiB")
+    for heading in headings:
+        table.add_column(heading, justify="right")
     for method, measured in runs.items():
         packed = [run.packed for run in measured]
         table.add_row(
             method,
+            f"{fmean(run.full_precision for run in measured):.4f}",
             f"{fmean(run.calibrated for run in measured):.4f}",
             f"{fmean(packed):.4f}",
             f"{stdev(packed):.4f}" if len(packed) > 1 else "-",
-            f"{100 * (full_precision - fmean(packed)):.2f} points",
+            f"{100 * fmean(run.full_precision - run.packed for run in measured):.2f} points",
             f"{measured[0].ratio:.2f}",
             f"{fmean(run.calibration_seconds for run in measured):.1f}",
             f"{max(run.peak_mib for run in measured):.0f}",
@@ -169,9 +187,10 @@ def print_runs(full_precision: float, runs: dict[str, list[Run]]) -> None:
     console.print(table)
 
 
-def figures(full_precision: float, runs: dict[str, list[Run]]) -> dict[str, float]:
-    """Return the flat map of the JSON record."""
-    flat = {"full_precision": full_precision}
+def figures(runs: dict[str, list[Run]]) -> dict[str, float]:
+    """Return the flat map of the JSON record: means over the seeds."""
+    every = [run for measured in runs.values() for run in measured]
+    flat = {"full_precision": fmean(run.full_precision for run in every)}
     for method, measured in runs.items():
         for name in ("calibrated", "packed", "ratio", "calibration_seconds", "peak_mib"):
             flat[f"{method}.{name}"] = fmean(getattr(run, name) for run in measured)
@@ -179,11 +198,6 @@ def figures(full_precision: float, runs: dict[str, list[Run]]) -> dict[str, floa
             for sweep, loss in enumerate(losses):
                 flat[f"{method}.loss.{layer}.sweep{sweep}"] = loss
     return flat
-
-
-def numbers(text: str) -> list[float]:
-    """Read ``0.1,0.2,0.3``."""
-    return [float(part) for part in text.split(",")]
 
 
 def main(
@@ -195,7 +209,12 @@ def main(
     recalibrate_batch_norm: Annotated[bool, typer.Option()] = False,
     mean: Annotated[str, typer.Option()] = "0.4914,0.4822,0.4465",
     std: Annotated[str, typer.Option()] = "0.2470,0.2435,0.2616",
+    value_range: Annotated[str, typer.Option(help="What 0..255 becomes first.")] = "0,1",
     size: Annotated[int, typer.Option(help="Height and width of the input.")] = 32,
+    channels: Annotated[int, typer.Option()] = 3,
+    architecture_parameter: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Repeatable.")
+    ] = None,
     keep_float: Annotated[str, typer.Option(help="Comma-separated layer names.")] = "",
     calibration_images: Annotated[int, typer.Option()] = 500,
     threads: Annotated[int, typer.Option(help="0: as many as there are cores.")] = 0,
@@ -211,15 +230,18 @@ def main(
             {
                 "name": "benchmark",
                 "architecture": architecture,
+                "architecture_parameters": pairs(architecture_parameter or ()),
                 "dataset": "benchmark",
                 "input": {
+                    "channels": channels,
+                    "value_range": numbers(value_range),
                     "height": size,
                     "width": size,
                     "mean": numbers(mean),
                     "std": numbers(std),
                 },
                 "method": {"name": method, "recalibrate_batch_norm": recalibrate_batch_norm},
-                "keep_float": [name for name in keep_float.split(",") if name],
+                "keep_float": names([keep_float]),
                 "calibration_images": calibration_images,
                 "seed": seed,
             }
@@ -235,25 +257,35 @@ def main(
             # Memory-mapped: the pixels stay readable after the folder is gone.
             decoded = decode_dataset(store, "benchmark", input_spec(first), cache, report)
         network = load_network(first, checkpoint, len(decoded.classes))
-        test = split_dataset(decoded, first.seed).test
-        full_precision = test_accuracy(network, test, input_spec(first))
-        console.print(f"full precision: {full_precision:.4f} on {len(test):,} test images")
+        # Splits that the dataset does not bring are drawn with the seed.
+        splits = {seed: split_dataset(decoded, seed) for seed in seed_list}
+        full_precision: dict[int, float] = {}
+        for seed, parts in splits.items():
+            known = (one for one in full_precision if same_images(splits[one].test, parts.test))
+            earlier = next(known, None)
+            full_precision[seed] = (
+                test_accuracy(network, parts.test, input_spec(first))
+                if earlier is None
+                else full_precision[earlier]
+            )
+            console.print(f"full precision, seed {seed}: {full_precision[seed]:.4f}")
         runs: dict[str, list[Run]] = {}
         for name, of_method in specs.items():
             runs[name] = []
             for spec in of_method:
-                run = measure(network, decoded, split_dataset(decoded, spec.seed), spec)
+                seed = spec.seed
+                run = measure(network, decoded, splits[seed], full_precision[seed], spec)
                 runs[name].append(run)
                 console.print(
-                    f"{name}, seed {spec.seed}: calibrated {run.calibrated:.4f}, "
+                    f"{name}, seed {seed}: calibrated {run.calibrated:.4f}, "
                     f"packed {run.packed:.4f}, {run.calibration_seconds:.1f} s"
                 )
     except BitpressError as error:
         console.print(f"{error.title}: {error.detail} {error.remedy or ''}", style="red")
         raise typer.Exit(1) from None
-    print_runs(full_precision, runs)
+    print_runs(runs)
     if json is not None:
-        write_record(json, seed=seed_list, figures=figures(full_precision, runs))
+        write_record(json, seed=seed_list, figures=figures(runs))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a compression job is asked to do, and the catalogue of methods with their parameters.
 
-The specification says everything a job depends on: two jobs with equal specifications and equal
-data give byte-identical artifacts.
+Beside the data, the versions and the number of threads that do the arithmetic, a job depends on
+nothing else: where all of these are equal, so are the artifacts, byte for byte.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -34,16 +35,26 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class BwnParameters(_Strict):
-    """BWN (Rastegari et al., XNOR-Net, ECCV 2016): sign and mean magnitude, no data needed."""
+class _Method(_Strict):
+    """What every method has in common: its name, and what follows after its last layer."""
 
-    name: Literal["bwn"] = "bwn"
+    name: str
     recalibrate_batch_norm: bool = Field(
         default=False, description="Re-estimate batch-norm statistics on the calibration images."
     )
 
+    def own_parameters(self) -> dict[str, Any]:
+        """Return the keyword parameters of the method's code."""
+        return self.model_dump(exclude={"name", "recalibrate_batch_norm"})
 
-class BwnhParameters(_Strict):
+
+class BwnParameters(_Method):
+    """BWN (Rastegari et al., XNOR-Net, ECCV 2016): sign and mean magnitude, no data needed."""
+
+    name: Literal["bwn"] = "bwn"
+
+
+class BwnhParameters(_Method):
     """BWNH (Hu, Wang and Cheng, AAAI 2018): binary codes by hashing, layer by layer."""
 
     name: Literal["bwnh"] = "bwnh"
@@ -67,9 +78,6 @@ class BwnhParameters(_Strict):
         ge=1_024,
         le=16_777_216,
         description="Most output positions of a layer that enter its statistics.",
-    )
-    recalibrate_batch_norm: bool = Field(
-        default=False, description="Re-estimate batch-norm statistics on the calibration images."
     )
 
 
@@ -117,7 +125,9 @@ class CompressSpec(_Strict):
     """A compression job: which checkpoint, as which network, with which data and method."""
 
     name: Name = Field(description="Name under which the model is published.")
-    architecture: Name = Field(description="A registered architecture.")
+    architecture: Annotated[str, StringConstraints(min_length=1, max_length=64)] = Field(
+        description="A registered architecture."
+    )
     architecture_parameters: dict[str, bool | int | float | str] = Field(default_factory=dict)
     checkpoint: Digest | None = Field(
         default=None,
@@ -127,11 +137,18 @@ class CompressSpec(_Strict):
     dataset: Name = Field(description="A registered dataset.")
     method: MethodParameters = Field(default_factory=BwnhParameters)
     keep_float: tuple[LayerName, ...] = Field(
-        default=(), description="Layers left in float; by default every layer is binarized."
+        default=(),
+        max_length=1000,
+        description="Layers left in float; by default every layer is binarized.",
     )
     calibration_images: int = Field(default=500, ge=1, le=100_000)
     activation_bits: Literal[32] = 32
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
+
+    @field_validator("keep_float")
+    @classmethod
+    def _each_once(cls, layers: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(layers))
 
 
 def parse_spec(data: Any) -> CompressSpec:
@@ -155,18 +172,32 @@ def _first_fault(error: ValidationError) -> InvalidSpec:
         # The discriminator's tag stands between "method" and the parameter; users do not write it.
         location[1:2] = [part for part in location[1:2] if part not in METHODS]
     field = ".".join(["spec", *location])
-    if fault["type"] == "json_invalid":
+    kind = fault["type"]
+    if kind == "json_invalid":
         return InvalidSpec(
             f"spec is not JSON: {fault['msg']}", field="spec", remedy="Send a JSON object."
         )
-    if fault["type"] == "union_tag_invalid":
-        return InvalidSpec(
-            "There is no such method.",
-            field=field + ".name",
-            remedy="Use one of: " + ", ".join(METHODS),
-        )
-    if fault["type"] == "extra_forbidden":
+    if kind == "extra_forbidden":
         return InvalidSpec(
             "There is no such field.", field=field, remedy="Remove it, or check its spelling."
         )
-    return InvalidSpec(fault["msg"], field=field, remedy="See CompressSpec in /docs.")
+    if location == ["method"]:
+        return InvalidSpec(
+            "This names no method." if kind.startswith("union_tag") else fault["msg"] + ".",
+            field="spec.method" if kind == "model_attributes_type" else "spec.method.name",
+            remedy='Give an object such as {"name": "bwnh"}; there are: '
+            + ", ".join(METHODS)
+            + ".",
+        )
+    if kind == "string_pattern_mismatch":
+        return InvalidSpec("This is no valid value.", field=field, remedy=_remedy_for(location))
+    return InvalidSpec(fault["msg"] + ".", field=field, remedy="See CompressSpec in /docs.")
+
+
+def _remedy_for(location: list[str]) -> str:
+    if location == ["checkpoint"]:
+        return "Give sha256: and the 64 lower-case hexadecimal digits of an earlier upload."
+    return (
+        "Use 1 to 64 lower-case letters, digits, '.', '_' and '-', "
+        "and begin with a letter or a digit."
+    )

@@ -10,6 +10,9 @@ from store.errors import InvalidSpec
 
 Layer = nn.Conv2d | nn.Linear
 
+# Bounds the memory that patches take: up to kh * kw times as much as the maps they come from.
+PATCHES_AT_ONCE = 8192
+
 
 class _Reached(Exception):
     """Ends a forward pass as soon as the wanted layer has been fed."""
@@ -48,6 +51,13 @@ def layer_order(network: nn.Module, input_shape: tuple[int, int, int]) -> list[s
 
     ``input_shape`` is (C, H, W). The network must be in evaluation mode.
     """
+    return execution_order(network, input_shape, (nn.Conv2d, nn.Linear))
+
+
+def execution_order(
+    network: nn.Module, input_shape: tuple[int, int, int], kinds: tuple[type[nn.Module], ...]
+) -> list[str]:
+    """Return the names of the modules of some ``kinds`` in the order of execution."""
     order: list[str] = []
 
     def note(name: str) -> Callable[..., None]:
@@ -59,7 +69,7 @@ def layer_order(network: nn.Module, input_shape: tuple[int, int, int]) -> list[s
     hooks = [
         module.register_forward_pre_hook(note(name))
         for name, module in network.named_modules()
-        if isinstance(module, Layer)
+        if isinstance(module, kinds)
     ]
     try:
         with torch.inference_mode():
@@ -84,15 +94,14 @@ def output_positions(layer: Layer, fed: Tensor) -> tuple[int, int]:
     return height, width
 
 
-def patches(layer: Layer, fed: Tensor, chosen: Tensor | None) -> Tensor:
+def patches(layer: Layer, fed: Tensor, chosen: Tensor) -> Tensor:
     """Return the patches (m, S) of ``fed`` that the layer multiplies with its flattened filters.
 
-    ``chosen`` (m,) int64 numbers the output positions of the batch, image by image, row by row;
-    None takes them all. Column order is that of ``weight.reshape(N, S)``. Zero padding included.
+    ``chosen`` (m,) int64 numbers the output positions of the batch, image by image, row by row.
+    Column order is that of ``weight.reshape(N, S)``. Zero padding included.
     """
     if isinstance(layer, nn.Linear):
-        rows = fed.reshape(len(fed), -1)
-        return rows if chosen is None else rows[chosen]
+        return fed.reshape(len(fed), -1)[chosen]
     _require_plain(layer)
     height, width = output_positions(layer, fed)
     pad_y, pad_x = _padding(layer)
@@ -101,8 +110,6 @@ def patches(layer: Layer, fed: Tensor, chosen: Tensor | None) -> Tensor:
         reach = (layer.kernel_size[axis] - 1) * layer.dilation[axis] + 1
         windows = windows.unfold(2 + axis, reach, layer.stride[axis])
     windows = windows[..., :: layer.dilation[0], :: layer.dilation[1]]
-    if chosen is None:
-        return windows.permute(0, 2, 3, 1, 4, 5).reshape(len(fed) * height * width, -1)
     image, position = chosen // (height * width), chosen % (height * width)
     return windows[image, :, position // width, position % width].flatten(1)
 
@@ -117,10 +124,11 @@ def sampled_patches(
     positions: int,
     seed: int,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yield, batch by batch, the patches (m, S) of layer ``name`` in each of ``networks``.
+    """Yield, piece by piece, the patches (m, S) of layer ``name`` in each of ``networks``.
 
     The same output positions are taken in every network, at most about ``positions`` over all
     ``images``, drawn with ``seed`` and the layer's name so that no two layers share a pattern.
+    A piece has at most `PATCHES_AT_ONCE` rows, however large the batch's maps are.
     """
     generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
     for batch in batches():
@@ -128,10 +136,11 @@ def sampled_patches(
         height, width = output_positions(layer, fed[0])
         available = len(batch) * height * width
         wanted = -(-positions * len(batch) // images)
-        chosen = None
+        chosen = torch.arange(available)
         if wanted < available:
             chosen = torch.randperm(available, generator=generator)[:wanted].sort().values
-        yield tuple(patches(layer, one, chosen) for one in fed)
+        for piece in torch.split(chosen, PATCHES_AT_ONCE):
+            yield tuple(patches(layer, one, piece) for one in fed)
 
 
 def _padding(layer: nn.Conv2d) -> tuple[int, int]:

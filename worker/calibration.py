@@ -6,10 +6,10 @@ the images, so a layer needs nothing but the results of the layers before it: an
 calibration goes on from the files of the finished layers, and no activation map is ever stored.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from models.layers import binarize_layer, replace_layer
 from models.preprocessing import InputSpec, normalise
 from store.errors import InvalidSpec
-from worker.activations import Layer, input_of, layer_order, output_positions, sampled_patches
+from worker.activations import (
+    Layer,
+    execution_order,
+    input_of,
+    layer_order,
+    output_positions,
+    sampled_patches,
+)
 from worker.methods import METHODS
 from worker.methods.protocol import LayerProblem, Target
 from worker.statistics import LayerStatistics, accumulate
@@ -34,23 +41,31 @@ MOST_IMAGES_PER_BATCH = 100
 MOST_PIXELS_PER_BATCH = 800_000
 
 
+class PixelSource(Protocol):
+    """Images as they were decoded, read in pieces."""
+
+    def __len__(self) -> int: ...
+
+    def pixels(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return images ``start`` to ``stop``, (n, H, W, C)."""
+
+
 @dataclass(frozen=True)
 class CalibrationImages:
-    """The images of the statistics: pixels (N, H, W, C) uint8, normalised on demand."""
+    """The images that the statistics are taken from, read and normalised batch by batch."""
 
-    pixels: NDArray[np.uint8]
+    source: PixelSource
     spec: InputSpec
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.source)
 
     def batches(self) -> Iterator[Tensor]:
-        """Yield float32 batches (n, C, H, W) of nearly equal size."""
-        most = min(
-            MOST_IMAGES_PER_BATCH, MOST_PIXELS_PER_BATCH // (self.spec.height * self.spec.width)
-        )
-        for part in np.array_split(self.pixels, -(-len(self) // max(most, 1))):
-            yield normalise(part, self.spec)
+        """Yield float32 batches (n, C, H, W)."""
+        most = MOST_PIXELS_PER_BATCH // (self.spec.height * self.spec.width)
+        step = max(min(most, MOST_IMAGES_PER_BATCH), 1)
+        for start in range(0, len(self), step):
+            yield normalise(self.source.pixels(start, start + step), self.spec)
 
 
 @dataclass(frozen=True)
@@ -153,43 +168,54 @@ def recalibrate_batch_norm(
 ) -> dict[str, Tensor]:
     """Re-estimate the running statistics of every batch norm of ``network``, in place.
 
-    They become the average over batches of the batch statistics. Returns the new buffers by name.
+    One batch norm after the other, in the order of execution, gets mean and variance of what it is
+    fed over all images, those before it being done: the result does not depend on batches. Returns
+    the new buffers by name.
 
     Raises:
-        InvalidSpec: fewer than two images, of which no variance can be taken.
+        InvalidSpec: a batch norm sees a single value per channel, of which there is no variance.
     """
-    if len(images) < 2:
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    buffers: dict[str, Tensor] = {}
+    names = execution_order(network, images.spec.shape, kinds)
+    with torch.inference_mode():
+        for done, name in enumerate(names):
+            progress(done / len(names), f"{name}: re-estimating batch norm")
+            norm = network.get_submodule(name)
+            assert isinstance(norm, kinds)
+            assert norm.running_mean is not None and norm.running_var is not None
+            mean, variance = _moments(input_of(network, name, batch) for batch in images.batches())
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+            buffers[f"{name}.running_mean"] = norm.running_mean.clone()
+            buffers[f"{name}.running_var"] = norm.running_var.clone()
+    return buffers
+
+
+def _moments(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return mean and unbiased variance per channel over maps (n, C, ...), in float64.
+
+    The means and squared deviations of the parts are combined (Chan, Golub and LeVeque, 1979), as
+    the difference of two large sums would lose what is left of them.
+    """
+    count = 0
+    mean = squares = torch.zeros((), dtype=torch.float64)
+    for part in maps:
+        rows = part.transpose(0, 1).flatten(1).double()
+        added = rows.shape[1]
+        part_mean = rows.mean(dim=1)
+        shift = part_mean - mean
+        squares = squares + (rows - part_mean[:, None]).square().sum(dim=1)
+        squares = squares + shift.square() * (count * added / (count + added))
+        count += added
+        mean = mean + shift * (added / count)
+    if count < 2:
         raise InvalidSpec(
             "Batch-norm statistics need at least two images.",
             field="spec.calibration_images",
             remedy="Ask for more calibration images, or switch recalibrate_batch_norm off.",
         )
-    norms = {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-    }
-    momenta = {name: norm.momentum for name, norm in norms.items()}
-    for norm in norms.values():
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over all batches
-        norm.train()
-    try:
-        seen = 0
-        with torch.no_grad():
-            for batch in images.batches():
-                network(batch)
-                seen += len(batch)
-                progress(seen / len(images), "re-estimating batch norm")
-    finally:
-        for name, norm in norms.items():
-            norm.momentum = momenta[name]
-            norm.eval()
-    return {
-        f"{name}.{buffer}": value
-        for name, norm in norms.items()
-        for buffer, value in norm.named_buffers(recurse=False)
-    }
+    return mean, squares / (count - 1)
 
 
 def save_layer(calibrated: CalibratedLayer, path: Path) -> None:

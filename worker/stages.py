@@ -20,7 +20,7 @@ from models.layers import binarizable_layers, float32_bytes
 from models.lowering import lower
 from store.artifacts import ARTIFACT, PREDICTIONS
 from store.datasets import Dataset, DatasetStore
-from store.errors import InvalidCheckpoint, InvalidSpec
+from store.errors import InvalidSpec
 from store.specs import CompressSpec
 from store.uploads import UploadStore
 from worker.calibration import (
@@ -181,7 +181,7 @@ class _Calibration:
             name,
             self._calibration_images(progress),
             method=method.name,
-            parameters=method.model_dump(exclude={"name", "recalibrate_batch_norm"}),
+            parameters=method.own_parameters(),
             seed=self._context.spec.seed,
             progress=progress,
         )
@@ -221,7 +221,7 @@ class _Calibration:
             spec = self._context.spec
             train = _splits(self._context, _without_fraction(progress)).train
             chosen, _ = calibration_images(train, spec.seed, spec.calibration_images)
-            self._images = CalibrationImages(chosen.pixels(0, len(chosen)), input_spec(spec))
+            self._images = CalibrationImages(chosen, input_spec(spec))
         return self._images
 
 
@@ -277,12 +277,7 @@ def _restored(context: StageContext, dataset: Dataset) -> nn.Module:
         )
     uploads = UploadStore(settings.uploads_dir, settings.max_checkpoint_bytes)
     settings.jobs_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        tensors = checkpoints.load(uploads.resolve(spec.checkpoint), scratch=settings.jobs_dir)
-    except InvalidCheckpoint:
-        # No job can ever use it. (One of another network stays: that is a matter of the job.)
-        uploads.discard(spec.checkpoint)
-        raise
+    tensors = checkpoints.load(uploads.resolve(spec.checkpoint), scratch=settings.jobs_dir)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     arguments = architecture_arguments(spec, len(dataset.classes))
     checkpoints.check_fit(shapes, spec.architecture, **arguments)

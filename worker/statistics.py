@@ -12,6 +12,7 @@ it has inputs (linear layers see one per image), the samples are smaller than ``
 All sums are divided by the number of samples.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,10 +20,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from store.errors import InvalidSpec
+from store.errors import InvalidCheckpoint, InvalidSpec
 
-# One fp32 product covers this many samples before it is added in fp64: enough to keep the
-# additions (S x S doubles each) cheap beside the products, few enough for fp32 to stay exact.
+# One fp32 product covers at least this many samples before it is added in fp64: enough to keep the
+# additions (S x S doubles each) cheap beside the products.
 SAMPLES_PER_PRODUCT = 8192
 
 
@@ -153,6 +154,7 @@ def accumulate(
 
     Raises:
         InvalidSpec: there is no sample at all.
+        InvalidCheckpoint: the sums are not finite, or too large for float32.
     """
     if samples == 0:
         raise InvalidSpec(
@@ -171,17 +173,30 @@ def accumulate(
         projection += patches.T @ targets
         energy += targets.double().square().sum(dim=0)
         seen += len(patches)
-    return GramStatistics(
-        gram.div_(seen).float(), projection.div_(seen).float(), energy.div_(seen).float()
+    return _finite(
+        GramStatistics(
+            gram.div_(seen).float(), projection.div_(seen).float(), energy.div_(seen).float()
+        )
     )
 
 
-def _keep_samples(chunks: Iterable[tuple[Tensor, Tensor]]) -> SampleStatistics:
+def _finite(statistics: LayerStatistics) -> LayerStatistics:
+    sums = (statistics.projection.sum(), statistics.energy.sum())
+    if all(map(math.isfinite, (statistics.mean_diagonal(), *map(float, sums)))):
+        return statistics
+    raise InvalidCheckpoint(
+        "The network's activations on the calibration images are too large or not finite.",
+        field="spec.input",
+        remedy="Give the mean, std and value range that the network was trained with.",
+    )
+
+
+def _keep_samples(chunks: Iterable[tuple[Tensor, Tensor]]) -> LayerStatistics:
     patches, targets = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     count = len(patches)
     projection = (patches.T @ targets).div_(count)
     energy = targets.double().square().sum(dim=0).div_(count).float()
-    return SampleStatistics(patches.div_(count**0.5), projection, energy)
+    return _finite(SampleStatistics(patches.div_(count**0.5), projection, energy))
 
 
 def _regroup(chunks: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterable[tuple[Tensor, Tensor]]:

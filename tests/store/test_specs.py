@@ -103,3 +103,37 @@ def test_an_unknown_method_lists_the_known_ones() -> None:
     with pytest.raises(InvalidSpec) as caught:
         parse_spec(MINIMAL | {"method": {"name": "magic"}})
     assert all(name in (caught.value.remedy or "") for name in METHODS)
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "help"),
+    [
+        ({"name": "../x"}, "spec.name", "lower-case letters"),
+        ({"checkpoint": "latest"}, "spec.checkpoint", "sha256:"),
+        ({"method": "bwn"}, "spec.method", "there are: bwn, bwnh"),
+        ({"method": {}}, "spec.method.name", "there are: bwn, bwnh"),
+        ({"method": {"name": "sign"}}, "spec.method.name", "there are: bwn, bwnh"),
+    ],
+)
+def test_the_remedy_says_what_is_allowed(change: dict[str, Any], field: str, help: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        parse_spec(MINIMAL | change)
+    assert caught.value.field == field
+    assert help in (caught.value.remedy or "")
+
+
+def test_layers_kept_in_float_are_few_and_named_once() -> None:
+    assert parse_spec(MINIMAL | {"keep_float": ["a", "b", "a"]}).keep_float == ("a", "b")
+    with pytest.raises(InvalidSpec):
+        parse_spec(MINIMAL | {"keep_float": ["a"] * 15_000})
+
+
+def test_a_method_knows_the_parameters_of_its_code() -> None:
+    assert BwnParameters().own_parameters() == {}
+    assert BwnhParameters(sweeps=3).own_parameters() == {
+        "sweeps": 3,
+        "target": "full_precision",
+        "scale": True,
+        "ridge": 0.0,
+        "positions": 65_536,
+    }

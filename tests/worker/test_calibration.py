@@ -9,15 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.artifact import Artifact
 from models.lowering import lower
-from models.preprocessing import InputSpec, normalise
+from models.preprocessing import InputSpec
 from models.runtime import load
 from store import specs
-from store.errors import InvalidSpec
-from worker import calibration
+from store.errors import InvalidCheckpoint, InvalidSpec
+from worker import activations, calibration
 from worker.activations import input_of, output_positions, patches, sampled_patches
 from worker.methods import METHODS
 from worker.statistics import GramStatistics, SampleStatistics, accumulate
@@ -52,11 +53,24 @@ class SmallNet(nn.Module):
         return logits
 
 
+class Pixels:
+    """Images in memory, (N, H, W, C) uint8."""
+
+    def __init__(self, array: NDArray[np.uint8]) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def pixels(self, start: int, stop: int) -> NDArray[np.uint8]:
+        return self.array[start:stop]
+
+
 def images(seed: int, count: int = 60) -> calibration.CalibrationImages:
     rng = np.random.default_rng(seed)
     # Smooth images: neighbouring pixels agree, as in photographs.
     coarse = rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
-    return calibration.CalibrationImages(coarse.repeat(3, axis=1).repeat(3, axis=2), INPUT)
+    return calibration.CalibrationImages(Pixels(coarse.repeat(3, axis=1).repeat(3, axis=2)), INPUT)
 
 
 def binarized(net: nn.Module, data: calibration.CalibrationImages, **options: object) -> nn.Module:
@@ -100,7 +114,7 @@ def test_patches_times_filters_are_the_convolution(
         height, width = output_positions(layer, fed)
         assert expected.shape[2:] == (height, width)
         rows = expected.permute(0, 2, 3, 1).reshape(-1, 5)
-        everything = patches(layer, fed, None) @ layer.weight.flatten(1).T
+        everything = patches(layer, fed, torch.arange(len(rows))) @ layer.weight.flatten(1).T
         torch.testing.assert_close(everything, rows, rtol=1e-4, atol=1e-5)
         chosen = torch.randperm(len(rows))[: max(1, len(rows) // 2)]
         some = patches(layer, fed, chosen) @ layer.weight.flatten(1).T
@@ -244,35 +258,72 @@ def test_packed_plan_answers_as_the_calibrated_network(method: str) -> None:
     trained = binarized(net, data, method=method)
     plan, tensors = lower(trained, (3, 12, 12))
     artifact = Artifact(plan, tensors, INPUT, tuple("abcde"), {}, {})
-    batch = normalise(images(4).pixels, INPUT)
+    batch = next(images(4).batches())
     with torch.no_grad():
         expected = trained(batch)
     answered = load(artifact, "reference").run(batch)
     assert (answered - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-def test_batch_norm_is_re_estimated_from_the_images() -> None:
+@pytest.mark.parametrize("batch", [1, 7, 60])
+def test_batch_norm_is_re_estimated_from_all_images_whatever_the_batches(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "MOST_IMAGES_PER_BATCH", batch)
     net, data = SmallNet(5), images(5)
     fixed = copy.deepcopy(net)
     buffers = calibration.recalibrate_batch_norm(fixed, data, lambda *_: None)
     assert set(buffers) == {
         f"{norm}.{buffer}"
         for norm in ("norm", "norm_two")
-        for buffer in ("running_mean", "running_var", "num_batches_tracked")
+        for buffer in ("running_mean", "running_var")
     }
+    everything = torch.cat(list(data.batches()))
     with torch.no_grad():
-        fed = net.first(torch.cat(list(data.batches())))
-    torch.testing.assert_close(fixed.norm.running_mean, fed.mean(dim=(0, 2, 3)))
-    torch.testing.assert_close(fixed.norm.running_var, fed.var(dim=(0, 2, 3)))
+        fed = net.first(everything)
+        torch.testing.assert_close(fixed.norm.running_mean, fed.mean(dim=(0, 2, 3)))
+        torch.testing.assert_close(fixed.norm.running_var, fed.var(dim=(0, 2, 3)))
+        behind = net.second(fixed.norm(fed).relu())
+        torch.testing.assert_close(fixed.norm_two.running_mean, behind.mean(dim=(0, 2, 3)))
+        torch.testing.assert_close(fixed.norm_two.running_var, behind.var(dim=(0, 2, 3)))
+    assert torch.equal(fixed.norm.running_mean, buffers["norm.running_mean"])
     assert not fixed.norm.training and fixed.norm.momentum == net.norm.momentum
+
+
+def test_batch_norm_of_single_values_cannot_be_re_estimated() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(432, 4), nn.BatchNorm1d(4)).eval()
     with pytest.raises(InvalidSpec, match="at least two images"):
-        calibration.recalibrate_batch_norm(fixed, images(0, 1), lambda *_: None)
+        calibration.recalibrate_batch_norm(net, images(0, 1), lambda *_: None)
+    calibration.recalibrate_batch_norm(net, images(0, 2), lambda *_: None)
+
+
+@pytest.mark.parametrize("samples", [4, 40])
+def test_statistics_that_are_not_finite_are_refused(samples: int) -> None:
+    for faulty in (float("nan"), float("inf"), 1e30):
+        seen = torch.full((samples, 8), faulty)
+        with pytest.raises(InvalidCheckpoint, match="not finite"):
+            accumulate([(seen, seen)], 8, 8, samples)
+
+
+def test_pieces_of_patches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, data = SmallNet(0), images(0, 10)
+
+    def draw(most: int) -> list[Tensor]:
+        monkeypatch.setattr(activations, "PATCHES_AT_ONCE", most)
+        drawn = sampled_patches(
+            net.second, (net,), "second", data.batches, 10, positions=10**6, seed=0
+        )
+        return [piece for (piece,) in drawn]
+
+    pieces = draw(100)
+    assert max(map(len, pieces)) == 100
+    assert torch.equal(torch.cat(pieces), torch.cat(draw(10**6)))
 
 
 def test_a_grouped_convolution_is_refused_with_a_remedy() -> None:
     net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Flatten()).eval()
     data = calibration.CalibrationImages(
-        np.zeros((2, 5, 5, 1), np.uint8), InputSpec(1, 5, 5, (0.0,), (1.0,))
+        Pixels(np.zeros((2, 5, 5, 1), np.uint8)), InputSpec(1, 5, 5, (0.0,), (1.0,))
     )
     with pytest.raises(InvalidSpec) as caught:
         calibration.calibrate_layer(

@@ -30,8 +30,8 @@ from worker.statistics import LayerStatistics
 # 128 lie within a few percent).
 BLOCK_ROWS = 64
 
-# A filter whose responses carry less than this share of its target's energy is dead: its scale has
-# no meaning and stays what it was.
+# A filter that answers the layer's input with less than this share of what a random filter would
+# is dead: its scale has no meaning and stays what it was.
 DEAD_SHARE = 1e-12
 
 
@@ -72,13 +72,17 @@ def binarize(
 
 @dataclass
 class _Solution:
-    """Codes (S, N) float32 and, per filter in float64, a, ``b^T p`` and ``b^T G b``."""
+    """Codes (S, N) float32 and, per filter in float64, a, ``b^T p`` and ``b^T G b``.
+
+    ``dead_below`` is the response below which a filter is dead.
+    """
 
     codes: Tensor
     scales: Tensor
     correlation: Tensor
     response: Tensor
     energy: Tensor
+    dead_below: float
     learn_scale: bool
 
     @classmethod
@@ -91,13 +95,15 @@ class _Solution:
             response += (codes[block] * products.rows(block)).sum(dim=0, dtype=torch.float64)
         correlation = (codes * statistics.projection).sum(dim=0, dtype=torch.float64)
         energy = statistics.energy.double()
-        return cls(codes, scales, correlation, response, energy, learn_scale)
+        # Random signs respond with the trace of G on average.
+        dead_below = DEAD_SHARE * len(codes) * statistics.mean_diagonal()
+        return cls(codes, scales, correlation, response, energy, dead_below, learn_scale)
 
     def fit_scales(self) -> None:
         """Set every scale to its best value for the present codes."""
         if not self.learn_scale:
             return
-        alive = self.response > DEAD_SHARE * self.energy.clamp(min=torch.finfo().tiny)
+        alive = self.response > self.dead_below
         best = self.correlation / torch.where(alive, self.response, 1.0)
         self.scales = torch.where(alive, best, self.scales)
 
