@@ -12,6 +12,7 @@ Names are those of the network itself: a wrapping ``state_dict``, ``model_state_
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,12 +35,16 @@ from models.checkpoint_container import (
     short,
 )
 from models.checkpoint_fit import check_fit, restore
-from store.errors import InvalidCheckpoint, StorageExhausted
+from store.errors import InvalidCheckpoint, StorageExhausted, TooLarge
 
 __all__ = ["Inspection", "check_fit", "clean_shapes", "inspect", "load", "restore"]
 
 _PREFIXES = ("module.", "_orig_mod.")
 _ROOT = Path(__file__).resolve().parents[1]
+
+# What the child dies of when it is the limits, not the file, that end it: the system is out of
+# memory, an allocation failed where nothing could catch it, the processor time is used up.
+_LIMIT_SIGNALS = frozenset({signal.SIGKILL, signal.SIGABRT, signal.SIGXCPU})
 
 _Entry = TypeVar("_Entry")
 
@@ -81,8 +86,9 @@ def load(
     ``scratch`` (default: the system's temporary folder), of which nothing can be left behind.
 
     Raises:
-        InvalidCheckpoint: as `inspect`; or the pickle asks for code, exceeds the limits or holds
-            something else than named tensors; or a tensor holds NaN or infinity.
+        InvalidCheckpoint: as `inspect`; or the pickle asks for code or holds something else than
+            named tensors; or a tensor holds NaN or infinity.
+        TooLarge: reading the pickle takes more time or memory than it may.
         StorageExhausted: ``scratch`` has no room for the tensors.
     """
     inspection = inspect(path)
@@ -161,11 +167,7 @@ def _unpickle(path: Path, result_fd: int, time_limit_s: float, memory_margin_byt
     try:
         answer = child.communicate(timeout=time_limit_s)[0]
     except subprocess.TimeoutExpired:
-        raise InvalidCheckpoint(
-            f"Reading the file took longer than {time_limit_s:g} seconds.",
-            field="checkpoint",
-            remedy=SAVE_SAFELY,
-        ) from None
+        raise _too_large(f"Reading the file took longer than {time_limit_s:g} seconds.") from None
     finally:
         # Also on an interrupt or a cancelled job: no child outlives this call.
         child.kill()
@@ -177,18 +179,26 @@ def _unpickle(path: Path, result_fd: int, time_limit_s: float, memory_margin_byt
     except ValueError:
         refusal = None
     if refusal is None:
+        if -child.returncode in _LIMIT_SIGNALS:
+            raise _too_large("Reading the file took more memory or time than its size explains.")
         raise InvalidCheckpoint(
-            "The process that read the file broke down: it is damaged, or takes more memory or "
-            "time than its size explains.",
+            "The process that read the file broke down: the file is damaged.",
             field="checkpoint",
             remedy=SAVE_SAFELY,
         )
+    if "memory" in refusal:
+        raise _too_large(str(refusal["memory"]))
     if "full" in refusal:
         raise StorageExhausted(str(refusal["full"]), remedy="Free space where the worker runs.")
     if refusal:
         raise InvalidCheckpoint(
             str(refusal["detail"]), field="checkpoint", remedy=str(refusal["remedy"])
         )
+
+
+def _too_large(detail: str) -> TooLarge:
+    # There is no such limit for safetensors: their size is known before they are read.
+    return TooLarge(detail, field="checkpoint", remedy=SAVE_SAFELY)
 
 
 def _child_environment() -> dict[str, str]:

@@ -3,7 +3,7 @@
 ``python -m models.unpickle CHECKPOINT OUTPUT_FD PARENT_PID CPU_SECONDS MARGIN_BYTES`` loads
 CHECKPOINT with ``torch.load(weights_only=True)`` only, writes its tensors as float32 to the open
 file OUTPUT_FD and prints one line of JSON: ``{}``, or the ``detail`` and ``remedy`` of a refusal,
-or ``full`` where there was no room for the result.
+or ``full`` where there was no room for the result, or ``memory`` where the limit was too low.
 
 It runs apart from its caller because a pickle is a program: even the restricted loader makes
 whatever objects the file asks for. Here that can exhaust no more than the limits below, and a crash
@@ -178,14 +178,11 @@ def main(arguments: list[str]) -> dict[str, str]:
     except Refusal as refusal:
         return {"detail": refusal.detail, "remedy": refusal.remedy}
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         return {"full": "The temporary folder is full."}
     except (MemoryError, RuntimeError):
-        return {
-            "detail": "Reading the file takes more memory than its size explains.",
-            "remedy": SAVE_SAFELY,
-        }
+        return {"memory": "Reading the file takes more memory than its size explains."}
     return {}
 
 

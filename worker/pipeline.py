@@ -21,10 +21,11 @@ from dbos import DBOS
 from sqlalchemy.exc import SQLAlchemyError
 
 from store.artifacts import REPORT, ModelStore
-from store.errors import TYPE_PREFIX, BitpressError, JobCrashed
+from store.errors import TYPE_PREFIX, BitpressError, InvalidCheckpoint, JobCrashed
 from store.figures import StageFigures
 from store.job_record import PROGRESS_EVENT, JobFailed, iso_time, step_name
 from store.jobs import WORKFLOW_NAME
+from store.uploads import UploadStore
 from worker.job_files import STAGED, FileRef, JobFiles
 from worker.logs import fields
 from worker.settings import WorkerSettings
@@ -164,10 +165,17 @@ class _Run:
 
         After a crash the steps' files stay, since a retry can go on from them. Where the input is
         at fault no retry can succeed, and where the disk is full they are in the way.
+
+        An upload that `prepare` found to be no usable checkpoint goes too: no job can ever use it.
+        One of another network, or too large for the limits, may still be of use.
         """
         self.files.remove_temporary()
         if problem["type"] != TYPE_PREFIX + JobCrashed.code:
             self.files.keep_only()
+        if self.stage == "prepare" and problem["type"] == TYPE_PREFIX + InvalidCheckpoint.code:
+            settings = self._pipeline.settings
+            uploads = UploadStore(settings.uploads_dir, settings.max_checkpoint_bytes)
+            uploads.discard(self._spec["checkpoint"])
 
     @contextmanager
     def _stage(self, stage: str) -> Iterator[StageProcess]:

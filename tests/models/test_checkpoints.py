@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from models import checkpoints, unpickle
 from models.checkpoint_container import Format
-from store.errors import InvalidCheckpoint
+from store.errors import InvalidCheckpoint, TooLarge
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("BITPRESS_SHARED", ROOT / "../shared"))
@@ -289,16 +290,47 @@ def test_a_pickle_that_claims_far_more_memory_than_its_size_is_refused(
     path = save({"w": torch.zeros(numel)}, tmp_path / "w", "torch-legacy")
     claimed = b"J" + struct.pack("<i", 2**31 - 1)  # a storage of 8.6 GB
     data = path.read_bytes().replace(b"J" + struct.pack("<i", numel), claimed)
-    with pytest.raises(InvalidCheckpoint, match="more memory"):
+    with pytest.raises(TooLarge, match="more memory") as caught:
         checkpoints.load(write(path, data), memory_margin_bytes=256 * 2**20)
+    assert caught.value.field == "checkpoint"
+    assert "safetensors" in str(caught.value.remedy)
     assert len(children) == 1
 
 
 def test_a_reader_that_takes_too_long_is_killed(tmp_path: Path, children: list[Any]) -> None:
     path = save(WEIGHTS, tmp_path / "w")
-    with pytest.raises(InvalidCheckpoint, match=r"longer than 0\.001 seconds"):
+    with pytest.raises(TooLarge, match=r"longer than 0\.001 seconds") as caught:
         checkpoints.load(path, time_limit_s=0.001)
+    assert caught.value.field == "checkpoint"
+    assert "safetensors" in str(caught.value.remedy)
     assert len(children) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (signal.SIGKILL, TooLarge),
+        (signal.SIGABRT, TooLarge),
+        (signal.SIGXCPU, TooLarge),
+        (signal.SIGSEGV, InvalidCheckpoint),
+    ],
+)
+def test_a_reader_that_dies_of_a_limit_says_nothing_against_the_file(
+    tmp_path: Path,
+    number: signal.Signals,
+    error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kill = f"import os; os.kill(os.getpid(), {int(number)})"
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess,
+        "Popen",
+        lambda _command, **options: popen([sys.executable, "-c", kill], **options),
+    )
+    with pytest.raises(error) as caught:
+        checkpoints.load(save(WEIGHTS, tmp_path / "w"))
+    assert type(caught.value) is error
 
 
 def test_an_interrupt_kills_the_reader(

@@ -144,6 +144,14 @@ def torch_file(content: Any, *, legacy: bool = False) -> bytes:
     return target.getvalue()
 
 
+def claiming_torch_file() -> bytes:
+    """A sound legacy file but for a storage that claims to be of 8.6 GB."""
+    numel = 70_001
+    claimed = b"J" + struct.pack("<i", 2**31 - 1)
+    whole = torch_file({"w": torch.zeros(numel)}, legacy=True)
+    return whole.replace(b"J" + struct.pack("<i", numel), claimed)
+
+
 def malicious(*, legacy: bool) -> bytes:
     return torch_file({"state_dict": {**state(), "extra": Payload()}}, legacy=legacy)
 
@@ -386,6 +394,9 @@ CASES: dict[str, Case] = {
     ),
     "NaN in a torch file": Case(
         compress(torch_file(with_nan())), "checkpoint", "invalid-checkpoint", as_job=True
+    ),
+    "torch file that claims gigabytes": Case(
+        compress(claiming_torch_file()), "checkpoint", "too-large", as_job=True
     ),
     "malicious pickle": Case(
         compress(malicious(legacy=False)), "checkpoint", "invalid-checkpoint", as_job=True

@@ -13,6 +13,7 @@ from store.database import prepare_database
 from store.job_record import Job
 from store.jobs import JobStore
 from store.specs import parse_spec
+from store.uploads import Upload, UploadStore
 from worker import main as worker_main
 from worker.settings import WorkerSettings
 
@@ -61,13 +62,25 @@ class Service:
             self._thread.join()
             self._thread = None
 
-    def submit(self, method: Mapping[str, Any] | None = None, **fates: object) -> str:
+    def upload(self, content: bytes) -> Upload:
+        """Keep ``content`` as an uploaded checkpoint."""
+        uploads = UploadStore(self.settings.uploads_dir, self.settings.max_checkpoint_bytes)
+        with uploads.receive() as writer:
+            writer.write(content)
+            return writer.commit()
+
+    def submit(
+        self,
+        method: Mapping[str, Any] | None = None,
+        checkpoint: str = "sha256:" + "0" * 64,
+        **fates: object,
+    ) -> str:
         """Submit a job of the fake stages, whose steps meet ``fates``; return its id."""
         spec = {
             "name": "digits",
             "architecture": "digits_cnn",
             "architecture_parameters": {name: str(fate) for name, fate in fates.items()},
-            "checkpoint": "sha256:" + "0" * 64,
+            "checkpoint": checkpoint,
             "dataset": "digits",
             "method": method or {"name": "bwn"},
         }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from store.artifacts import ARTIFACT, PREDICTIONS
-from store.errors import InvalidCheckpoint
+from store.errors import CheckpointMismatch, InvalidCheckpoint, TooLarge
 from worker.job_files import FileRef
 from worker.stage_context import Progress, StageContext, Step
 
@@ -36,6 +36,10 @@ def behave(how: str) -> None:
         raise OSError(28, "No space left on device", "/secret/path")
     elif how == "invalid":
         raise InvalidCheckpoint("NaN in conv1.weight.", field="checkpoint", remedy="Train again.")
+    elif how == "mismatch":
+        raise CheckpointMismatch("conv1.weight is missing.", field="checkpoint", remedy="Rename.")
+    elif how == "large":
+        raise TooLarge("It takes too long.", field="checkpoint", remedy="Use safetensors.")
     elif how == "hang":
         threading.Event().wait()
 

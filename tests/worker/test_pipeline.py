@@ -98,6 +98,26 @@ def test_input_at_fault_fails_the_job_with_its_problem_and_leaves_nothing(
     assert not (shared_service.settings.jobs_dir / job.id).exists()
 
 
+@pytest.mark.parametrize(
+    ("step", "fate", "stays"),
+    [
+        ("prepare", "invalid", False),
+        # In another job it may be of use.
+        ("prepare", "mismatch", True),
+        ("prepare", "large", True),
+        ("prepare", "killed", True),
+        ("second", "invalid", True),
+    ],
+)
+def test_only_an_upload_that_is_no_usable_checkpoint_is_removed(
+    shared_service: Service, step: str, fate: str, stays: bool
+) -> None:
+    upload = shared_service.upload(f"{step} {fate}".encode())
+    job_id = shared_service.submit(checkpoint=upload.digest, **{step: fate})
+    assert shared_service.finished(job_id).state == "failed"
+    assert upload.path.exists() == stays
+
+
 @pytest.mark.parametrize("fate", ["killed", "unexpected"])
 def test_a_crash_fails_the_job_and_keeps_the_finished_steps(
     shared_service: Service, fate: str
