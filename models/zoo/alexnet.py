@@ -4,7 +4,8 @@ Krizhevsky, Sutskever and Hinton, NIPS 2012, without the split over two GPUs and
 response normalisation replaced by batch norm: 96-256-384-384-256 filters and two linear layers of
 4096. This is the shape in which the literature on binary weights (XNOR-Net and those who compare
 with it, BWNH among them) states AlexNet figures; torchvision's narrower 64-192-384-256-256 has no
-batch norm, so none of its checkpoints would fit either way.
+batch norm, so none of its checkpoints would fit either way. As in BWNH batch norm follows every
+layer, the last one included.
 """
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ _HIDDEN = 4096
 
 
 class AlexNet(nn.Module):
-    """Five convolutions and three linear layers; only the last has a bias and no batch norm.
+    """Five convolutions and three linear layers, none with a bias, each with its batch norm.
 
     The first linear layer takes the map as it is (256 x 6 x 6 for 224 pixels): nothing is pooled
     up or down to a fixed size.
@@ -48,7 +49,8 @@ class AlexNet(nn.Module):
             *_linear(256 * size[0] * size[1], _HIDDEN),
             nn.Dropout(dropout),
             *_linear(_HIDDEN, _HIDDEN),
-            nn.Linear(_HIDDEN, classes),
+            nn.Linear(_HIDDEN, classes, bias=False),
+            nn.BatchNorm1d(classes),
         )
         initialize(self)
 

@@ -154,15 +154,15 @@ def test_a_bottleneck_strides_in_its_3x3_convolution() -> None:
     assert (first.conv1.stride, first.conv2.stride) == ((1, 1), (2, 2))
 
 
-def test_alexnet_normalises_after_every_layer_but_the_last() -> None:
+def test_alexnet_normalises_after_every_layer() -> None:
     with torch.device("meta"):
         module = AlexNet(3, (224, 224), 1000)
     layers = [*module.features, *module.classifier]
     weighted = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d | nn.Linear)]
-    assert [type(layers[i + 1]) for i in weighted[:-1]] == [nn.BatchNorm2d] * 5 + [
-        nn.BatchNorm1d
-    ] * 2
-    assert layers[weighted[-1]] is layers[-1]
+    norms = [nn.BatchNorm2d] * 5 + [nn.BatchNorm1d] * 3
+    assert [type(layers[i + 1]) for i in weighted] == norms
+    assert [layers[i].bias for i in weighted] == [None] * 8
+    assert layers[-1] is layers[weighted[-1] + 1]
     assert [layers[i].weight.shape[0] for i in weighted] == [
         96,
         256,
