@@ -79,7 +79,8 @@ def test_no_scale_step_and_no_single_bit_raises_the_loss() -> None:
     loss = errors(seen, targets, codes.T, scales)
     for _ in range(3):
         responses = seen @ codes
-        scales = (responses * targets).sum(dim=0) / responses.square().sum(dim=0)
+        correlation, response = (responses * targets).sum(dim=0), responses.square().sum(dim=0)
+        scales = correlation / response
         after = errors(seen, targets, codes.T, scales)
         assert (after <= loss + 1e-12).all()
         loss = after
@@ -91,10 +92,15 @@ def test_no_scale_step_and_no_single_bit_raises_the_loss() -> None:
                 projection[row].numpy(),
                 gram[row, row].numpy(),
                 scales.numpy(),
+                correlation.numpy(),
+                response.numpy(),
             )
             after = errors(seen, targets, codes.T, scales)
             assert (after <= loss + 1e-12).all()
             loss = after
+        responses = seen @ codes
+        torch.testing.assert_close(correlation, (responses * targets).sum(dim=0))
+        torch.testing.assert_close(response, responses.square().sum(dim=0))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200), st.integers(1, 9), st.integers(1, 5))

@@ -147,45 +147,26 @@ def _sweep(
     """Pass once over all bits of ``codes`` (S, n); return which of the n filters changed."""
     projection = statistics.projection[:, active]
     scales = solution.scales[active].float()
+    correlation, response = solution.correlation[active], solution.response[active]
     flipped = torch.zeros(len(active), dtype=torch.bool)
     products = statistics.products(codes)
     for block in _blocks(len(codes)):
         before = codes[block].clone()
-        rows = products.rows(block)
-        gram = statistics.gram_block(block).contiguous()
-        _descend_block(codes, block, rows.clone(), projection[block], gram, scales)
+        # numpy, since a block is thousands of tiny vectors: its calls cost a fifth of torch's.
+        decide(
+            codes[block].numpy(),
+            products.rows(block).numpy(),
+            projection[block].numpy(),
+            statistics.gram_block(block).numpy(),
+            scales.numpy(),
+            correlation.numpy(),
+            response.numpy(),
+        )
         change = codes[block] - before
-        changed = change.any(dim=0)
-        if not bool(changed.any()):
-            continue
-        flipped |= changed
-        _follow(solution, active, change, rows, gram, projection[block])
+        flipped |= change.any(dim=0)
         products.update(block, change)
+    solution.correlation[active], solution.response[active] = correlation, response
     return flipped
-
-
-def _follow(
-    solution: _Solution,
-    active: Tensor,
-    change: Tensor,
-    rows: Tensor,
-    gram: Tensor,
-    projection: Tensor,
-) -> None:
-    """Update ``b^T p`` and ``b^T G b`` for codes that changed by ``change`` inside one block."""
-    solution.correlation[active] += (change * projection).sum(dim=0, dtype=torch.float64)
-    growth = change * (2 * rows + gram @ change)
-    solution.response[active] += growth.sum(dim=0, dtype=torch.float64)
-
-
-def _descend_block(
-    codes: Tensor, block: slice, rows: Tensor, projection: Tensor, gram: Tensor, scales: Tensor
-) -> None:
-    """Decide the bits of one block in order, each knowing all decisions before it.
-
-    numpy, since the work is thousands of tiny vectors: its calls cost a fifth of torch's.
-    """
-    decide(codes[block].numpy(), rows.numpy(), projection.numpy(), gram.numpy(), scales.numpy())
 
 
 def decide(
@@ -194,11 +175,15 @@ def decide(
     projection: NDArray[np.float32],
     gram: NDArray[np.float32],
     scales: NDArray[np.float32],
+    correlation: NDArray[np.float64],
+    response: NDArray[np.float64],
 ) -> None:
-    """Apply the bit step to one block, row by row, changing ``codes`` and ``rows`` in place.
+    """Apply the bit step to one block, row by row, each row knowing all decisions before it.
 
     ``codes``, ``rows`` = ``(G B)[block]`` and ``projection`` have shape (rows, n), ``gram`` is
-    (rows, rows), ``scales`` (n,). A bit whose two values are equally good keeps its value.
+    (rows, rows), ``scales`` (n,); ``correlation`` and ``response`` are ``b^T p`` and ``b^T G b``,
+    (n,). All but ``projection``, ``gram`` and ``scales`` are brought up to date in place. A bit
+    whose two values are equally good keeps its value.
     """
     for j in range(len(codes)):
         old = codes[j]
@@ -212,6 +197,8 @@ def decide(
         if len(turned) == 0:
             continue
         step = -2 * old[turned]
+        correlation[turned] += step * projection[j, turned]
+        response[turned] += step * (2 * rows[j, turned] + step * gram[j, j])
         codes[j, turned] += step
         if 4 * len(turned) < len(old):
             rows[j + 1 :, turned] += np.outer(gram[j + 1 :, j], step)
