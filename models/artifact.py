@@ -87,6 +87,14 @@ class Artifact:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
+@dataclass(frozen=True)
+class Heading:
+    """What an artifact's header tells a user: what the network is fed, and its class names."""
+
+    input: InputSpec
+    labels: tuple[str, ...]
+
+
 def encode(artifact: Artifact) -> bytes:
     """Return the file's bytes; equal artifacts give equal bytes.
 
@@ -123,25 +131,17 @@ def decode(data: bytes) -> Artifact:
     """
     if len(data) > MAX_FILE_BYTES:
         _refuse(f"The file is over {MAX_FILE_BYTES} bytes.")
-    header_bytes = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or header_bytes > min(MAX_HEADER_BYTES, len(data) - 8):
-        _refuse("The file is truncated, or not a safetensors file.")
-    header = _read_header(data[8 : 8 + header_bytes])
+    header = _read_header(data[8 : 8 + _header_bytes(data[:8], len(data))])
     plan = Plan.from_json(header["plan"])
-    try:
-        input_spec = InputSpec.from_json(header["input"])
-    except ValueError as error:
-        _refuse(f"The input specification: {error}.", "input")
-    if not isinstance(header["labels"], list):
-        _refuse("The labels are not a list.", "labels")
+    heading = _heading(header)
     for member in ("provenance", "accuracy"):
         if not isinstance(header[member], dict):
             _refuse(f"The {member} is not an object.", member)
     return Artifact(
         plan=plan,
         tensors=_read_tensors(data),
-        input=input_spec,
-        labels=tuple(header["labels"]),
+        input=heading.input,
+        labels=heading.labels,
         provenance=header["provenance"],
         accuracy=header["accuracy"],
     )
@@ -158,6 +158,20 @@ def read(path: Path) -> Artifact:
         if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
             _refuse(f"The file is over {MAX_FILE_BYTES} bytes.")
         return decode(file.read(MAX_FILE_BYTES + 1))
+
+
+def read_heading(path: Path) -> Heading:
+    """Read an artifact's heading from a file, without its tensors: their damage goes unseen.
+
+    Raises:
+        InvalidArtifact: naming the first defect of the header.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        length = _header_bytes(file.read(8), os.fstat(file.fileno()).st_size)
+        heading = _heading(_read_header(file.read(length)))
+    _check_labels(heading.labels)
+    return heading
 
 
 def write(artifact: Artifact, path: Path) -> str:
@@ -217,6 +231,24 @@ def binary_codes(artifact: Artifact) -> dict[str, NDArray[np.int8]]:
 
 def _refuse(detail: str, field: str | None = None) -> NoReturn:
     raise InvalidArtifact(detail, field=field)
+
+
+def _header_bytes(prefix: bytes, file_bytes: int) -> int:
+    """Return the length of the header, from the eight bytes before it."""
+    length = int.from_bytes(prefix, "little")
+    if file_bytes < 8 or length > min(MAX_HEADER_BYTES, file_bytes - 8):
+        _refuse("The file is truncated, or not a safetensors file.")
+    return length
+
+
+def _heading(header: Mapping[str, Any]) -> Heading:
+    try:
+        input_spec = InputSpec.from_json(header["input"])
+    except ValueError as error:
+        _refuse(f"The input specification: {error}.", "input")
+    if not isinstance(header["labels"], list):
+        _refuse("The labels are not a list.", "labels")
+    return Heading(input_spec, tuple(header["labels"]))
 
 
 def _read_header(raw: bytes) -> dict[str, Any]:

@@ -107,6 +107,33 @@ def test_file_round_trip_is_exact(tmp_path):
     assert digest.startswith("sha256:") and len(digest) == 71
 
 
+def test_heading_is_read_without_the_tensors(tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    path.write_bytes(DATA[:-1])
+    heading = artifacts.read_heading(path)
+    assert (heading.input, heading.labels) == (SPEC, ("cat", "dög"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        DATA[:7],
+        DATA[:100],
+        b"\xff" * 64,
+        with_metadata(lambda inner: inner.pop("input")),
+        with_metadata(lambda inner: {**inner, "input": 3}),
+        with_metadata(lambda inner: {**inner, "labels": "cat"}),
+        with_metadata(lambda inner: {**inner, "labels": [1, 2]}),
+    ],
+)
+def test_damaged_heading_is_rejected(tmp_path, data):
+    path = tmp_path / "damaged"
+    path.write_bytes(data)
+    with pytest.raises(InvalidArtifact):
+        artifacts.read_heading(path)
+
+
 def test_lowered_network_survives_the_file(small_artifact):
     same(artifacts.decode(artifacts.encode(small_artifact)), small_artifact)
 

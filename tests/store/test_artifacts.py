@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from store.artifacts import ModelStore
-from store.errors import InvalidSpec, NotFound, StorageExhausted
+from store.errors import InvalidSpec, NotFound, StorageExhausted, Unavailable
 
 Listing = Callable[[Path], set[str]]
 Spawn = Callable[..., "subprocess.Popen[str]"]
@@ -132,6 +132,41 @@ def test_incomplete_stagings_are_not_published(store: ModelStore, tmp_path: Path
     with pytest.raises(FileNotFoundError):
         store.publish(staged, "vgg9", "job-1")
     assert store.list() == []
+
+
+@pytest.mark.parametrize("record", [None, b"", b'{"schema": 1}', b"[]", b"\xff", b"[" * 100_000])
+def test_a_version_without_its_record_is_passed_over(
+    store: ModelStore, tmp_path: Path, record: bytes | None
+) -> None:
+    staged = stage(tmp_path / "staged")
+    whole = store.publish(staged, "half", "job-1")
+    for damaged in (store.publish(staged, "all", "job-2"), store.publish(staged, "half", "job-3")):
+        path = damaged.path / "version.json"
+        path.unlink()
+        if record is not None:
+            path.write_bytes(record)
+    assert store.list() == store.versions("half") == [whole]
+    assert store.resolve("half") == whole
+    for ask in (
+        lambda: store.resolve("half", 2),
+        lambda: store.resolve("all"),
+        lambda: store.versions("all"),
+    ):
+        with pytest.raises(Unavailable, match=r"version.json of (half|all), version \d"):
+            ask()
+    assert store.publish(staged, "all", "job-4").version == 2
+    assert store.publish(staged, "half", "job-5").version == 3
+
+
+def test_a_damaged_report_is_unavailable(store: ModelStore, tmp_path: Path) -> None:
+    version = store.publish(stage(tmp_path / "staged"), "vgg9", "job-1")
+    (version.path / "report.json").unlink()
+    (version.path / "predictions.json").write_text("{")
+    with pytest.raises(Unavailable) as caught:
+        _ = version.report
+    assert str(tmp_path) not in str(caught.value.problem())
+    with pytest.raises(Unavailable):
+        _ = version.predictions
 
 
 PUBLISHER = """
