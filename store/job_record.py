@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 from dbos import WorkflowStatus
 
 from store.errors import JobCrashed
-from store.specs import CompressSpec
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "rejected"]
 STATES: tuple[JobState, ...] = get_args(JobState)
@@ -37,13 +36,14 @@ PROGRESS_EVENT = "progress"
 class Job:
     """A compression job as it stands now. Times are ISO 8601 in UTC, ``progress`` is in 0..1.
 
-    ``layers`` holds ``{"name", "losses"}`` of every calibrated layer so far, in order;
+    ``spec`` is the specification as it was stored, perhaps by another release of bitpress; ``layers``
+    holds ``{"name", "losses"}`` of every calibrated layer so far, in order;
     ``problem`` is the problem document of a failed job; ``model`` is ``{"name", "version"}``.
     """
 
     id: str
     state: JobState
-    spec: CompressSpec
+    spec: Mapping[str, Any]
     created_at: str
     updated_at: str
     started_at: str | None = None
@@ -121,13 +121,12 @@ def job_of(status: WorkflowStatus, running: Mapping[str, Any] | None = None) -> 
         problem = summary.get("problem") or _unexplained().problem()
     elif status.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
         problem = _given_up(status.recovery_attempts).problem()
-    assert status.input is not None
     created_at = iso_time(status.created_at) or ""
     times = [created_at, iso_time(status.updated_at) or "", str(summary.get("at") or "")]
     return Job(
         id=status.workflow_id,
         state=state,
-        spec=CompressSpec.model_validate(status.input["args"][0]),
+        spec=_spec_of(status),
         created_at=created_at,
         updated_at=max(times),
         started_at=summary.get("started_at") or _dequeued_at(status),
@@ -141,6 +140,17 @@ def job_of(status: WorkflowStatus, running: Mapping[str, Any] | None = None) -> 
         model=summary.get("model"),
         stage_seconds=dict(summary.get("stage_seconds") or {}),
     )
+
+
+def queued_job(job_id: str, spec: Mapping[str, Any], now_ms: int) -> Job:
+    """Return a job as it stands right after it was put into the queue."""
+    now = iso_time(now_ms) or ""
+    return Job(id=job_id, state="queued", spec=spec, created_at=now, updated_at=now)
+
+
+def _spec_of(status: WorkflowStatus) -> Mapping[str, Any]:
+    arguments = status.input["args"] if status.input else ()
+    return arguments[0] if arguments and isinstance(arguments[0], Mapping) else {}
 
 
 def _dequeued_at(status: WorkflowStatus) -> str | None:

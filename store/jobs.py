@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from dbos import DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, WorkflowStatus
 
 from store.database import database_errors, open_engine
-from store.errors import NotFound
+from store.errors import NotFound, Unavailable
 from store.figures import StageFigures, StageTotal
 from store.job_record import (
     PROGRESS_EVENT,
@@ -22,6 +22,7 @@ from store.job_record import (
     JobState,
     has_summary,
     job_of,
+    queued_job,
     running_summary,
 )
 from store.leases import WorkerLeases
@@ -68,8 +69,15 @@ class JobStore:
         self._figures = StageFigures(self._engine)
 
     def submit(self, spec: CompressSpec, job_id: str | None = None) -> Job:
-        """Enqueue a job and return it. With the ``job_id`` of an existing job, return that one."""
+        """Enqueue a job and return it. With the ``job_id`` of an existing job, return that one.
+
+        Raises:
+            Unavailable: the job was not enqueued; or it was under the given ``job_id``, with which
+                it is safe to try again.
+        """
+        given = job_id is not None
         job_id = job_id or new_job_id()
+        arguments = spec.model_dump(mode="json")
         options: EnqueueOptions = {
             "workflow_name": WORKFLOW_NAME,
             "queue_name": QUEUE_NAME,
@@ -78,8 +86,14 @@ class JobStore:
             "priority": _DEFAULT_PRIORITY,
         }
         with database_errors():
-            self._client.enqueue(options, spec.model_dump(mode="json"))
-        return self.get(job_id)
+            self._client.enqueue(options, arguments)
+        try:
+            return self.get(job_id)
+        except Unavailable:
+            if given:
+                raise
+            # It is in the queue: whoever was told otherwise would submit it a second time.
+            return queued_job(job_id, arguments, time.time_ns() // 1_000_000)
 
     def get(self, job_id: str) -> Job:
         """Return the job. Raises `NotFound`."""

@@ -49,7 +49,7 @@ def job_answer(job: Job) -> JobAnswer:
     return JobAnswer(
         id=job.id,
         state=job.state,
-        spec=job.spec.model_dump(mode="json"),
+        spec=dict(job.spec),
         created_at=job.created_at,
         updated_at=job.updated_at,
         started_at=job.started_at,

@@ -46,7 +46,7 @@ def test_a_submitted_job_is_queued_and_keeps_its_specification(jobs: JobStore) -
     job = jobs.get(submitted.id)
     assert job == submitted
     assert job.state == "queued"
-    assert job.spec == a_spec()
+    assert job.spec == a_spec().model_dump(mode="json")
     assert job.progress == 0.0
     assert (job.stage, job.step, job.problem, job.model) == (None, None, None, None)
     assert (job.started_at, job.finished_at) == (None, None)
@@ -63,6 +63,34 @@ def test_submitting_an_id_again_gives_the_job_there_is(jobs: JobStore) -> None:
     again = jobs.submit(a_spec("second"), job_id="the-id")
     assert again == first
     assert jobs.counts()["queued"] == 1
+
+
+def test_a_job_of_another_release_is_listed_with_what_it_holds(
+    jobs: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its fields may have been renamed or removed since, or nothing of it be left."""
+    stored = [{"name": "old", "colour": "red"}, "no object"]
+    for arguments in stored:
+        spec = a_spec()
+        monkeypatch.setattr(CompressSpec, "model_dump", lambda *_, a=arguments, **__: a)
+        jobs.submit(spec)
+    assert [job.spec for job in jobs.list()] == [{}, stored[0]]
+
+
+def test_a_job_that_was_queued_is_returned_though_reading_it_back_fails(
+    jobs: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise Unavailable("The database does not answer.")
+
+    monkeypatch.setattr(jobs, "get", away)
+    submitted = jobs.submit(a_spec())
+    with pytest.raises(Unavailable):
+        jobs.submit(a_spec(), job_id="tried-again-with-the-same-id")
+    monkeypatch.undo()
+    found = jobs.get(submitted.id)
+    assert (submitted.state, submitted.spec) == (found.state, found.spec)
+    assert submitted.created_at.endswith("Z")
 
 
 def test_jobs_are_listed_newest_first_up_to_a_limit_and_by_state(jobs: JobStore) -> None:
