@@ -193,7 +193,7 @@ def decide(
         gain *= scales
         # A gain of the bit's own sign keeps it, and so does none at all.
         gain *= old
-        turned = np.flatnonzero(gain < 0)
+        (turned,) = (gain < 0).nonzero()
         if len(turned) == 0:
             continue
         step = -2 * old[turned]
