@@ -36,8 +36,8 @@ PROGRESS_EVENT = "progress"
 class Job:
     """A compression job as it stands now. Times are ISO 8601 in UTC, ``progress`` is in 0..1.
 
-    ``spec`` is the specification as it was stored, perhaps by another release of bitpress; ``layers``
-    holds ``{"name", "losses"}`` of every calibrated layer so far, in order;
+    ``spec`` is the specification as it was stored, perhaps by another release of bitpress;
+    ``layers`` holds ``{"name", "losses"}`` of every calibrated layer so far, in order;
     ``problem`` is the problem document of a failed job; ``model`` is ``{"name", "version"}``.
     """
 

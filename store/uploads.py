@@ -4,12 +4,12 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from store.durable import full_disk_named, sync_folder
+from store.durable import full_disk_named, locked, sync_folder
 from store.errors import NotFound, TooLarge
 from store.scratch import Scratch
 from store.specs import DIGEST_PATTERN
@@ -37,6 +37,7 @@ class UploadWriter:
         self._field = field
         self._hash = hashlib.sha256()
         self._bytes = 0
+        self._is_new = False
 
     def write(self, chunk: bytes) -> None:
         """Append ``chunk``.
@@ -68,9 +69,32 @@ class UploadWriter:
         target = self._folder / self._hash.hexdigest()
         with full_disk_named():
             os.fsync(self._file.fileno())
-            os.replace(self._partial, target)
+            with self._committing():
+                self._is_new = not target.exists()
+                os.replace(self._partial, target)
             sync_folder(self._folder)
         return Upload(upload.digest, upload.bytes, target)
+
+    def withdraw(self) -> None:
+        """Undo `commit`, where nobody else has anything of it.
+
+        Content that had been there before stays, and so does what was sent again since.
+        """
+        target = self._folder / self._hash.hexdigest()
+        with self._committing():
+            if self._is_new and self._is_own(target):
+                target.unlink()
+                sync_folder(self._folder)
+
+    def _committing(self) -> AbstractContextManager[None]:
+        return locked(self._folder.parent / ".lock")
+
+    def _is_own(self, target: Path) -> bool:
+        # A later commit of equal content has put its own file in place of this one.
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), target.stat())
+        except FileNotFoundError:
+            return False
 
 
 class UploadStore:

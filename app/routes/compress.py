@@ -95,9 +95,13 @@ def _submit(
             remedy="Send either the file or its digest.",
         )
     check_checkpoint(spec, dataset, staged.path)
-    # Kept only now, when nothing is left that could refuse the request.
+    # Kept only now, when nothing but the database is left that could refuse the request.
     upload = file.commit()
-    return services.jobs.submit(spec.model_copy(update={"checkpoint": upload.digest}))
+    try:
+        return services.jobs.submit(spec.model_copy(update={"checkpoint": upload.digest}))
+    except Exception:
+        file.withdraw()
+        raise
 
 
 def _earlier_upload(spec: CompressSpec, services: Services) -> Path:

@@ -12,6 +12,7 @@ import safetensors.numpy
 import torch
 
 from models import registry
+from store.errors import Unavailable
 
 NETWORK: dict[str, Any] = {"channels": 3, "height": 32, "width": 32, "classes": 3}
 SPEC: dict[str, Any] = {
@@ -160,6 +161,24 @@ def test_a_refused_job_names_its_field_and_leaves_nothing(ready: Any, case: str)
     assert problem["field"] == field
     assert problem["remedy"]
     assert (ready.files(), ready.http.get("/jobs").json()) == before
+
+
+def test_a_job_that_cannot_be_queued_leaves_nothing(
+    ready: Any, checkpoint: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise Unavailable("The job database does not answer.", remedy="Try again later.")
+
+    unseen = checkpoint_of("vgg9", {"width": 0.0625}, fill=0.25)
+    compress(ready, SPEC, checkpoint)
+    before = ready.files()
+    monkeypatch.setattr(ready.app.state.services.jobs, "submit", away)
+    for content in (unseen, checkpoint):
+        answer = compress(ready, SPEC, content)
+        assert answer.status_code == 503
+        assert answer.json()["remedy"]
+        # What had been sent for an earlier job stays.
+        assert ready.files() == before
 
 
 def test_keeping_every_layer_in_float_is_refused(ready: Any) -> None:

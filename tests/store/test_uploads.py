@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from store.errors import NotFound, StorageExhausted, TooLarge
-from store.uploads import UploadStore
+from store.uploads import UploadStore, UploadWriter
 
 Listing = Callable[[Path], set[str]]
 Spawn = Callable[..., "subprocess.Popen[str]"]
@@ -145,6 +145,34 @@ def test_a_discarded_upload_is_gone_and_may_be_sent_again(store: UploadStore) ->
         assert not upload.path.exists()
         with pytest.raises(NotFound):
             store.resolve(upload.digest)
+
+
+def test_a_withdrawn_upload_is_gone(
+    store: UploadStore, tmp_path: Path, files_below: Listing
+) -> None:
+    with store.receive() as writer:
+        writer.write(b"data")
+        writer.commit()
+        writer.withdraw()
+        writer.withdraw()
+    assert files_below(tmp_path) == EMPTY
+
+
+def test_what_others_have_too_is_not_withdrawn(store: UploadStore) -> None:
+    def send(writer: UploadWriter) -> Path:
+        writer.write(b"same")
+        return writer.commit().path
+
+    with store.receive() as first, store.receive() as second, store.receive() as third:
+        path = send(first)
+        send(second)
+        first.withdraw()
+        assert path.exists()
+        second.withdraw()
+        assert path.exists()
+        store.discard("sha256:" + send(third).name)
+        third.withdraw()
+        assert not path.exists()
 
 
 def test_what_a_killed_process_left_is_swept_and_what_a_live_one_writes_is_not(
