@@ -47,7 +47,7 @@ class UnsupportedMedia(InvalidInput):
 
 
 class SlowBody(InvalidInput):
-    """The body stopped arriving."""
+    """The body stopped arriving, or took too long."""
 
     code = "request-timeout"
     title = "The body took too long"

@@ -12,7 +12,7 @@ from store.specs import CompressSpec
 _REASONS = {
     400: "The body cannot be read: broken JSON or multipart.",
     404: "There is no such thing.",
-    408: "The body stopped arriving.",
+    408: "The body stopped arriving, or took too long.",
     409: "In conflict with what exists, or not ready yet.",
     413: "Larger than a limit.",
     415: "This kind of body is not accepted.",

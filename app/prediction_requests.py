@@ -61,11 +61,14 @@ async def read_prediction_request(request: Request, settings: AppSettings) -> Pr
         MalformedBody: broken JSON or multipart.
         InvalidInput: an option or the list of images is not valid.
         TooLarge: too many bytes or images.
+        SlowBody: the body did not arrive in time.
     """
     kind = media_type(request)
     limits = BodyLimits(
         settings.max_body_bytes,
         settings.body_idle_s,
+        # Who sends slowly holds one of the few places of prediction requests meanwhile.
+        settings.predict_body_s,
         # One more than images and options can be, so that the images' own limit speaks first.
         max_parts=settings.max_images_per_request + len(_OPTIONS) + 1,
     )

@@ -11,7 +11,7 @@ from anyio.to_thread import run_sync
 
 from app.images import ImageLimits, check_image
 from app.metrics import Metrics
-from app.pool import Logits, ModelPool, Pixels
+from app.pool import LoadedModel, Logits, ModelPool, Pixels
 from app.prediction_requests import PredictionInput, SentImage
 from app.schemas import Fault, Label, Prediction, PredictionAnswer
 from models.preprocessing import InputSpec, decode_image
@@ -55,8 +55,11 @@ class Predictor:
         finally:
             self._requests -= 1
 
-    async def predict(self, sent: PredictionInput) -> PredictionAnswer:
+    async def predict(self, sent: PredictionInput) -> bytes:
         """Classify the images of ``sent``; a bad one among several gets its own problem.
+
+        Returns a `PredictionAnswer` as JSON. It is made on a thread: with all labels of many
+        images it takes longer than other requests may be kept waiting.
 
         Raises:
             NotFound: no such model or version.
@@ -77,19 +80,8 @@ class Predictor:
             logits, timing = await model.batcher.submit(usable)
         self._metrics.observe_prediction(decode_s, timing)
         answers = iter(logits)
-        return PredictionAnswer(
-            model=model.version.name,
-            version=model.version.version,
-            predictions=[
-                Prediction(filename=image.filename, error=Fault(**one.problem()))
-                if isinstance(one, BitpressError)
-                else Prediction(
-                    filename=image.filename,
-                    top=top_labels(next(answers), model.card.labels, sent.top_k),
-                )
-                for image, one in zip(sent.images, decoded, strict=True)
-            ],
-        )
+        outcomes = [one if isinstance(one, BitpressError) else next(answers) for one in decoded]
+        return await run_sync(_answer, model, sent, outcomes, limiter=self._decoders)
 
     async def _decode(
         self, images: Sequence[SentImage], spec: InputSpec
@@ -106,6 +98,31 @@ class Predictor:
             for start in range(0, len(images), _IMAGES_PER_HOP):
                 tasks.start_soon(decode_some, start)
         return decoded
+
+
+def _answer(
+    model: LoadedModel, sent: PredictionInput, outcomes: Sequence[Logits | BitpressError]
+) -> bytes:
+    answer = PredictionAnswer(
+        model=model.version.name, version=model.version.version, predictions=[]
+    )
+    head, _, tail = answer.model_dump_json().partition("[]")
+    # One image at a time: a single long call would keep the interpreter from the event loop.
+    predictions = (
+        _prediction(image, outcome, model.card.labels, sent.top_k).model_dump_json(
+            exclude_none=True
+        )
+        for image, outcome in zip(sent.images, outcomes, strict=True)
+    )
+    return f"{head}[{','.join(predictions)}]{tail}".encode()
+
+
+def _prediction(
+    image: SentImage, outcome: Logits | BitpressError, labels: Sequence[str], top_k: int
+) -> Prediction:
+    if isinstance(outcome, BitpressError):
+        return Prediction(filename=image.filename, error=Fault(**outcome.problem()))
+    return Prediction(filename=image.filename, top=top_labels(outcome, labels, top_k))
 
 
 def top_labels(logits: Logits, labels: Sequence[str], count: int) -> list[Label]:

@@ -31,6 +31,11 @@ class AppSettings(StoreSettings):
     body_idle_s: float = Field(
         default=60.0, gt=0, description="Longest pause within a request's body, in seconds."
     )
+    predict_body_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="Longest time that a prediction request's body may take, in seconds.",
+    )
     max_body_bytes: int = Field(
         default=32 * _MIB, gt=0, description="Largest body of a prediction request."
     )
@@ -59,9 +64,6 @@ class AppSettings(StoreSettings):
     )
     max_resident_models: int = Field(
         default=8, gt=0, description="Most models kept loaded at once."
-    )
-    runtime: str = Field(
-        default="auto", description="Runtime that serves; auto takes the fastest available."
     )
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ reason, and an aborted request leaves nothing.
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -31,10 +32,14 @@ _WRITE_BYTES = 2**20
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """``field`` is what a `TooLarge` names; ``idle_s`` the longest wait for the next chunk."""
+    """``field`` is what a `TooLarge` names; ``idle_s`` the longest wait for the next chunk.
+
+    ``total_s`` bounds the time from the first wait to the end of the body.
+    """
 
     max_bytes: int
     idle_s: float
+    total_s: float = inf
     field: str | None = None
     max_parts: int = 16
 
@@ -57,23 +62,21 @@ async def body_chunks(request: Request, limits: BodyLimits) -> AsyncGenerator[by
 
     Raises:
         TooLarge: at once where Content-Length says so, else when the bytes received pass the limit.
-        SlowBody: no byte came for ``idle_s``.
+        SlowBody: no byte came for ``idle_s``, or the end did not within ``total_s``.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limits.max_bytes:
         raise _too_large(limits)
     received = 0
+    deadline = anyio.current_time() + limits.total_s
     stream = request.stream()
     async with aclosing(stream):
         while True:
             try:
-                with anyio.fail_after(limits.idle_s):
+                with anyio.fail_after(min(limits.idle_s, deadline - anyio.current_time())):
                     chunk = await anext(stream, b"")
             except TimeoutError:
-                raise SlowBody(
-                    f"No byte of the body came for {limits.idle_s:g} seconds.",
-                    remedy="Send the body without pauses.",
-                ) from None
+                raise _too_slow(limits, anyio.current_time() >= deadline) from None
             if not chunk:
                 return
             received += len(chunk)
@@ -309,6 +312,18 @@ def _malformed(reason: str) -> MalformedBody:
     return MalformedBody(
         f"The multipart body cannot be read: {reason}.",
         remedy="Send a complete multipart/form-data body.",
+    )
+
+
+def _too_slow(limits: BodyLimits, in_total: bool) -> SlowBody:
+    if in_total:
+        return SlowBody(
+            f"The body was not complete after {limits.total_s:g} seconds.",
+            remedy="Send less in one request, or over a faster connection.",
+        )
+    return SlowBody(
+        f"No byte of the body came for {limits.idle_s:g} seconds.",
+        remedy="Send the body without pauses.",
     )
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 
 from app.openapi import form_body, problems
@@ -53,14 +53,14 @@ _QUERY = [
 
 @router.post(
     "/predict",
-    response_model_exclude_none=True,
+    response_model=PredictionAnswer,
     responses=problems(400, 404, 408, 413, 415, 422, 429, 503),
     openapi_extra={
         "requestBody": {"required": True, "content": _BODY},
         "parameters": _QUERY,
     },
 )
-async def predict(request: Request, services: ServicesDep) -> PredictionAnswer:
+async def predict(request: Request, services: ServicesDep) -> Response:
     """Classify images: several as multipart files or in base64 JSON, or one as the raw body.
 
     Of several images each gets its labels or its own problem; where there is only one, its problem
@@ -68,7 +68,8 @@ async def predict(request: Request, services: ServicesDep) -> PredictionAnswer:
     """
     with services.predictor.admit():
         sent = await read_prediction_request(request, services.settings)
-        return await _while_connected(request, services.predictor.predict(sent))
+        answer = await _while_connected(request, services.predictor.predict(sent))
+    return Response(answer, media_type="application/json")
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -1,16 +1,19 @@
 """POST /predict in its three forms, against the runtime asked directly."""
 
+import asyncio
 import base64
 import json
 import socket
 import struct
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from app import predictor
 from models import artifact as artifacts
 from models import runtime
 from models.preprocessing import decode_image, normalise
@@ -285,6 +288,50 @@ def test_too_many_images_at_once_get_429_and_a_time(serve: Any, publish: Any) ->
         "/predict?model=three", content=b"abcd", headers={"Content-Type": "image/png"}
     )
     assert answer.status_code == 422
+
+
+def test_a_body_that_takes_too_long_gives_its_place_up(serve: Any, publish: Any) -> None:
+    # It never pauses for long, but it does not end either.
+    service = serve(predict_body_s=0.5, body_idle_s=60, max_prediction_requests=1)
+    publish(service, MODEL)
+    with socket.create_connection(service.address, timeout=30) as slow:
+        slow.sendall(
+            b"POST /predict?model=three HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+            b"Content-Length: 100000\r\n\r\n"
+        )
+        slow.settimeout(0.05)
+        answer = b""
+        while not answer:
+            slow.sendall(b"x")
+            with suppress(TimeoutError):
+                answer = slow.recv(10_000)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    problem = json.loads(body)
+    assert problem["type"] == "urn:bitpress:problem:request-timeout"
+    assert "0.5 seconds" in problem["detail"]
+    again = service.http.post(
+        "/predict?model=three", content=b"abcd", headers={"Content-Type": "image/png"}
+    )
+    assert again.status_code == 422
+
+
+def test_the_answer_is_made_where_it_keeps_nobody_waiting(
+    service: Any, model: Any, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_loop: list[bool] = []
+    top_labels = predictor.top_labels
+
+    def observed(*arguments: Any) -> Any:
+        on_the_loop.append(asyncio._get_running_loop() is not None)
+        return top_labels(*arguments)
+
+    monkeypatch.setattr(predictor, "top_labels", observed)
+    files = [("images", (str(index), data)) for index, data in enumerate(images)]
+    answer = service.http.post("/predict", data={"model": MODEL}, files=files)
+    assert answer.headers["content-type"] == "application/json"
+    check(answer.json(), expected(model, images))
+    assert on_the_loop == [False] * len(images)
 
 
 def test_broken_json_is_malformed(service: Any) -> None:
