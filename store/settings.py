@@ -1,13 +1,15 @@
 """Settings that the app and the worker share, read from the environment (``BITPRESS_...``)."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from store.archive_members import DatasetLimits
 
+_PREFIX = "BITPRESS_"
 _MIB = 2**20
 _GIB = 2**30
 
@@ -15,7 +17,7 @@ _GIB = 2**30
 class StoreSettings(BaseSettings):
     """Where things lie and how large they may be. Sizes are in bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="BITPRESS_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="ignore", frozen=True)
 
     data_dir: Path = Field(
         default=Path("bitpress-data"),
@@ -24,6 +26,10 @@ class StoreSettings(BaseSettings):
     database_url: str = Field(
         default="",
         description="SQLAlchemy URL of the job database; SQLite inside data_dir where empty.",
+    )
+    runtime: str = Field(
+        default="auto",
+        description="Runtime that serves models and measures them before; auto: the fastest here.",
     )
     max_checkpoint_bytes: int = Field(
         default=2 * _GIB, gt=0, description="Largest checkpoint that may be uploaded."
@@ -98,3 +104,14 @@ class StoreSettings(BaseSettings):
             max_classes=self.max_dataset_classes,
             max_member_bytes=self.max_member_bytes,
         )
+
+
+def setting_faults(error: ValidationError) -> Iterator[dict[str, str]]:
+    """Yield ``setting``, the environment variable, and ``fault`` of each unusable setting.
+
+    A fault of several settings together names them itself. What was given is told nowhere: it
+    may be a password.
+    """
+    for fault in error.errors(include_url=False, include_input=False):
+        name = "_".join(str(part) for part in fault["loc"]).upper()
+        yield {**({"setting": _PREFIX + name} if name else {}), "fault": fault["msg"]}

@@ -4,7 +4,6 @@ A step records its files by path relative to the data directory and SHA-256, so 
 in another process or on another machine with the same volume, takes nothing damaged or foreign.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from store.digests import file_digest
 from store.durable import full_disk_named, sync_file, sync_folder
 from store.errors import JobCrashed
 
@@ -107,12 +107,6 @@ class JobFiles:
                 path.unlink(missing_ok=True)
         if not names:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def file_digest(path: Path) -> str:
-    """Return ``sha256:<hex>`` of the file's bytes."""
-    with open(path, "rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _lost(ref: FileRef, fault: str) -> JobCrashed:

@@ -6,13 +6,15 @@ import threading
 from collections.abc import Mapping
 
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
+from pydantic import ValidationError
 
 from store.database import open_engine, prepare_database
 from store.figures import StageFigures
 from store.job_record import JobFailed
 from store.jobs import APPLICATION_NAME, APPLICATION_VERSION, QUEUE_NAME
 from store.leases import WorkerLeases
-from worker.logs import configure_logs, fields
+from store.settings import setting_faults
+from worker.logs import configure_logs
 from worker.pipeline import STAGES, Pipeline, register
 from worker.recovery import Lease, Reaper, new_executor_id
 from worker.settings import WorkerSettings
@@ -25,7 +27,13 @@ _IDLE_TRANSACTION_S = 10.0
 
 def main(stages: Mapping[str, str] = STAGES) -> int:
     """Run a worker, set up by the environment, until SIGTERM or SIGINT; return the exit status."""
-    settings = WorkerSettings()
+    configure_logs("INFO")
+    try:
+        settings = WorkerSettings()
+    except ValidationError as error:
+        for fault in setting_faults(error):
+            log.error("invalid setting", extra=fault)
+        return 2
     configure_logs(settings.log_level)
     logging.getLogger("dbos").addFilter(_is_news)
     stop = threading.Event()
@@ -62,16 +70,16 @@ def run(
             on_conflict="always_update",
         )
         reaper.start()
-        log.info("worker ready", extra=fields(worker=executor_id))
+        log.info("worker ready", extra={"worker": executor_id})
         stop.wait()
-        log.info("worker stopping", extra=fields(worker=executor_id))
+        log.info("worker stopping", extra={"worker": executor_id})
     finally:
         stop.set()
         reaper.stop()
         DBOS.destroy(workflow_completion_timeout_sec=settings.stop_timeout_s)
         lease.release()
         engine.dispose()
-    log.info("worker stopped", extra=fields(worker=executor_id))
+    log.info("worker stopped", extra={"worker": executor_id})
 
 
 def _config(settings: WorkerSettings, executor_id: str) -> DBOSConfig:

@@ -27,7 +27,6 @@ from store.job_record import PROGRESS_EVENT, JobFailed, iso_time, step_name
 from store.jobs import WORKFLOW_NAME
 from store.uploads import UploadStore
 from worker.job_files import STAGED, FileRef, JobFiles
-from worker.logs import fields
 from worker.settings import WorkerSettings
 from worker.stage_process import StageProcess, WorkerStopping
 from worker.stage_server import context_json
@@ -84,11 +83,11 @@ class Pipeline:
         except Exception as error:
             problem = _problem(error, job_id)
             run.clear_after(problem)
-            event = fields(job=job_id, stage=run.stage, step=run.step, problem=problem)
+            event = {"job": job_id, "stage": run.stage, "step": run.step, "problem": problem}
             log.warning("job failed", extra=event)
             raise JobFailed(problem, **run.summary()) from None
         run.files.keep_only(REPORT)
-        log.info("job finished", extra=fields(job=job_id, model=run.model))
+        log.info("job finished", extra={"job": job_id, "model": run.model})
         return run.summary()
 
 
@@ -194,7 +193,7 @@ class _Run:
             self._pipeline.figures.record(self._job_id, stage, self._stage_seconds[stage])
         except SQLAlchemyError:
             # What is only counted must not fail a job; DBOS waits for a database that is away.
-            log.exception("stage not counted", extra=fields(job=self._job_id, stage=stage))
+            log.exception("stage not counted", extra={"job": self._job_id, "stage": stage})
 
     def _rounded_seconds(self) -> dict[str, float]:
         return {stage: round(seconds, 3) for stage, seconds in self._stage_seconds.items()}
@@ -252,8 +251,8 @@ class _Run:
         self._stage_seconds[self.stage] += result["seconds"]
         self._refs.update(result.get("files", {}))
         if ran_here:
-            done = fields(job=self._job_id, stage=self.stage, step=step, seconds=result["seconds"])
-            log.info("step finished", extra=done)
+            done = {"job": self._job_id, "stage": self.stage, "step": step}
+            log.info("step finished", extra={**done, "seconds": result["seconds"]})
         return result
 
     def _event(self, message: str) -> dict[str, Any]:
@@ -304,7 +303,7 @@ def _problem(error: Exception, job_id: str) -> dict[str, Any]:
     data = getattr(error, "data", None)
     if isinstance(data, Mapping) and "problem" in data:
         return dict(data["problem"])
-    log.error("job met an unexpected error", exc_info=error, extra=fields(job=job_id))
+    log.error("job met an unexpected error", exc_info=error, extra={"job": job_id})
     return JobCrashed(
         f"The job met an error that nobody expected ({type(error).__name__}).",
         remedy="Look for the job's id in the worker's log, then submit the job again.",

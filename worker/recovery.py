@@ -16,7 +16,6 @@ from dbos import DBOS
 
 from store.jobs import WORKFLOW_NAME
 from store.leases import WorkerLeases
-from worker.logs import fields
 
 log = logging.getLogger("worker.recovery")
 
@@ -116,7 +115,7 @@ class Reaper:
         dead = sorted(set(owners) - live)
         jobs = self._requeue(dead) if dead else []
         for job in jobs:
-            log.warning("job taken over", extra=fields(job=job, dead_workers=dead))
+            log.warning("job taken over", extra={"job": job, "dead_workers": dead})
         return jobs
 
 

@@ -178,8 +178,14 @@ class StageProcess:
         return _died(code)
 
 
+# The stages have no business with the database, and its URL may hold a password. Settings are read
+# from the environment whatever the case of their names.
+_KEPT_FROM_STAGES = "BITPRESS_DATABASE_URL"
+
+
 def _spawn(descriptor: int, threads: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "worker.stage_server", str(descriptor), str(os.getpid())]
+    environment = {k: v for k, v in os.environ.items() if k.upper() != _KEPT_FROM_STAGES}
     # A signal to the whole process group (Ctrl-C) is the worker's to handle. The child starts
     # with it blocked, so that there is no moment at which it would die of it.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -188,7 +194,7 @@ def _spawn(descriptor: int, threads: int) -> subprocess.Popen[bytes]:
             command,
             stdin=subprocess.DEVNULL,
             pass_fds=(descriptor,),
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**environment, "OMP_NUM_THREADS": str(threads)},
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

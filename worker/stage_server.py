@@ -22,7 +22,7 @@ from store.durable import full_disk_named
 from store.errors import BitpressError, JobCrashed, StorageExhausted
 from store.specs import parse_spec
 from worker.job_files import JobFiles
-from worker.logs import configure_logs, fields
+from worker.logs import configure_logs
 from worker.settings import WorkerSettings
 from worker.stage_context import Stage, StageContext, Step
 
@@ -86,7 +86,7 @@ def serve(connection: Connection, target: str, context: StageContext) -> NoRetur
             raise
         except Exception as error:
             log.exception(
-                "step met an unexpected error", extra=fields(job=context.job_id, step=name)
+                "step met an unexpected error", extra={"job": context.job_id, "step": name}
             )
             answer = _crash(error)
         connection.send_bytes(json.dumps(answer).encode())

@@ -1,10 +1,11 @@
 from pathlib import Path
+from typing import Self
 
 import pytest
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from store.archive_members import DatasetLimits
-from store.settings import StoreSettings
+from store.settings import StoreSettings, setting_faults
 
 
 def test_defaults_lie_below_the_working_directory(
@@ -63,3 +64,23 @@ def test_the_limits_without_settings_are_those_of_the_settings() -> None:
 def test_the_shipped_archive_fits_the_default_limits() -> None:
     assert DatasetLimits().max_members >= 100_000
     assert DatasetLimits().max_images >= 60_000
+
+
+def test_an_unusable_setting_is_named_and_what_was_given_is_not() -> None:
+    class Settings(StoreSettings):
+        @model_validator(mode="after")
+        def _fits(self) -> Self:
+            if self.max_dataset_images > 5:
+                raise ValueError("too many images for the classes")
+            return self
+
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({"max_member_bytes": "secret", "data_dir": 7})
+    faults = {fault["setting"]: fault["fault"] for fault in setting_faults(caught.value)}
+    assert set(faults) == {"BITPRESS_MAX_MEMBER_BYTES", "BITPRESS_DATA_DIR"}
+    assert "secret" not in str(faults)
+    with pytest.raises(ValidationError) as caught:
+        Settings(max_dataset_images=6)
+    (fault,) = setting_faults(caught.value)
+    assert set(fault) == {"fault"}
+    assert "too many images" in fault["fault"]

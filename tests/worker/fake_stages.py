@@ -132,6 +132,7 @@ def probe(context: StageContext) -> Mapping[str, Step]:
         return {
             "threads": os.environ["OMP_NUM_THREADS"],
             "database_url": context.settings.database_url,
+            "environment": dict(os.environ),
             "data_dir": str(context.settings.data_dir),
             "log_level": logging.getLogger().level,
         }

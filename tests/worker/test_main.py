@@ -154,3 +154,20 @@ def test_a_worker_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
     line = json.loads(ended.stderr.splitlines()[-1])
     assert (line["level"], line["event"]) == ("error", "worker failed")
     assert "Error" in line["traceback"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("WORKER_THREADS", "many"), ("LOG_LEVEL", "chatty")])
+def test_an_unusable_setting_is_named_in_one_line(name: str, value: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "worker"],
+        cwd=REPOSITORY,
+        env=os.environ | {f"BITPRESS_{name}": value},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert ended.returncode == 2
+    (line,) = map(json.loads, ended.stderr.splitlines())
+    assert (line["level"], line["event"]) == ("error", "invalid setting")
+    assert line["setting"] == f"BITPRESS_{name}"
+    assert line["fault"]
+    assert value not in ended.stderr

@@ -61,10 +61,16 @@ def test_a_closed_child_is_gone_and_another_call_starts_a_new_one(
     assert second["pid"] != first["pid"]
 
 
+@pytest.mark.parametrize("name", ["BITPRESS_DATABASE_URL", "bitpress_database_url"])
 def test_the_child_has_the_settings_but_not_the_database(
-    process: StageProcess, settings: WorkerSettings
+    process: StageProcess,
+    settings: WorkerSettings,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv(name, "postgresql://me:secret@host/jobs")
     found = process.call("surroundings", {}, ignore)
+    assert "secret" not in str(found)
     assert found["data_dir"] == str(settings.data_dir)
     assert found["threads"] == "3"
 
