@@ -13,7 +13,14 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from client.errors import ServiceUnreachable, UnexpectedAnswer, UnusableFile, raise_for_problem
+from client.errors import (
+    UNAVAILABLE,
+    BitpressProblem,
+    ServiceUnreachable,
+    UnexpectedAnswer,
+    UnusableFile,
+    raise_for_problem,
+)
 from client.types import CompressSpec, Dataset, Job, Model, Predictions, Report
 from client.upload import Progress, Upload, dataset_name, dataset_upload, file_upload
 
@@ -107,13 +114,16 @@ class Client:
     ) -> Job:
         """Return the job once it is finished, however it ended; tell ``on_update`` meanwhile.
 
-        The job lives on while its service restarts, so silence is borne for ``patience_s``.
+        The job lives on while its service restarts or its database is away, so silence, and the
+        answer that the service is unavailable, is borne for ``patience_s``.
         """
         last_answer = clock()
         while True:
             try:
                 job = self.job(job_id)
-            except ServiceUnreachable:
+            except (ServiceUnreachable, BitpressProblem) as error:
+                if isinstance(error, BitpressProblem) and error.type != UNAVAILABLE:
+                    raise
                 if clock() - last_answer >= patience_s:
                     raise
             else:

@@ -18,6 +18,9 @@ from client.types import Job, Problem
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
+# What a service answers that cannot reach a part of itself for the moment.
+UNAVAILABLE = "urn:bitpress:problem:unavailable"
+
 
 class ClientError(Exception):
     """Base of every failure that the client reports."""

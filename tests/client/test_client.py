@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,38 @@ def test_waiting_ends_when_nothing_answers_any_more(job_record: Callable[..., An
     with interrupted(answers) as client, pytest.raises(ServiceUnreachable):
         client.wait("job-1", interval_s=1.0, patience_s=10.0, sleep=clock.sleep, clock=clock)
     assert clock.now == 10.0
+
+
+def problem(status: int, code: str) -> httpx.Response:
+    return httpx.Response(
+        status,
+        headers={"content-type": "application/problem+json"},
+        content=json.dumps({"type": f"urn:bitpress:problem:{code}", "title": "Not now"}),
+    )
+
+
+def test_waiting_bears_a_service_whose_database_is_away(job_record: Callable[..., Any]) -> None:
+    clock = Clock()
+    answers = [problem(503, "unavailable") for _ in range(8)]
+    done = httpx.Response(200, json=job_record(state="succeeded"))
+    with interrupted([*answers, None, done]) as client:
+        job = client.wait("job-1", interval_s=1.0, patience_s=10.0, sleep=clock.sleep, clock=clock)
+    assert job.state == "succeeded"
+
+
+def test_waiting_ends_when_the_service_stays_unavailable() -> None:
+    clock = Clock()
+    answers: list[httpx.Response | None] = [problem(503, "unavailable") for _ in range(50)]
+    with interrupted(answers) as client, pytest.raises(BitpressProblem):
+        client.wait("job-1", interval_s=1.0, patience_s=10.0, sleep=clock.sleep, clock=clock)
+    assert clock.now == 10.0
+
+
+def test_waiting_ends_at_once_with_any_other_problem() -> None:
+    clock = Clock()
+    with interrupted([problem(404, "not-found")]) as client, pytest.raises(BitpressProblem):
+        client.wait("job-1", sleep=clock.sleep, clock=clock)
+    assert clock.now == 0.0
 
 
 def test_a_new_dataset_is_uploaded_under_the_name_of_its_file(
