@@ -15,10 +15,12 @@ from prometheus_client.registry import Collector
 from app.batcher import Timing
 from app.pool import LoadedModel, ModelPool
 from store.artifacts import ModelStore, ModelVersion
+from store.errors import Unavailable
 from store.jobs import JobStore
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _MOST_MODELS = 200
+_FORMS = ("full_precision", "calibrated", "packed")
 _REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 _STEP_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 _log = logging.getLogger("bitpress.app")
@@ -149,12 +151,19 @@ def _published_families(versions: Iterable[ModelVersion]) -> list[Metric]:
     )
     for version in versions:
         key = [version.name, str(version.version)]
-        report = version.report
-        packed.add_metric(key, report["bytes"]["packed"])
-        floats.add_metric(key, report["bytes"]["float"])
-        ratio.add_metric(key, report["compression_ratio"])
-        for form in ("full_precision", "calibrated", "packed"):
-            accuracy.add_metric([*key, form], report["accuracy"][form])
+        try:
+            report = version.report
+            sizes = (report["bytes"]["packed"], report["bytes"]["float"])
+            compression = report["compression_ratio"]
+            accuracies = {form: report["accuracy"][form] for form in _FORMS}
+        except (Unavailable, LookupError, TypeError):
+            # GET /models leaves it out as well, and logs why.
+            continue
+        packed.add_metric(key, sizes[0])
+        floats.add_metric(key, sizes[1])
+        ratio.add_metric(key, compression)
+        for form, value in accuracies.items():
+            accuracy.add_metric([*key, form], value)
     return [packed, floats, ratio, accuracy]
 
 

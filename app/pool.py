@@ -8,8 +8,9 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,24 +23,23 @@ from app.batcher import Batcher, BatchLimits
 from models import artifact as artifacts
 from models import runtime as runtimes
 from models.preprocessing import InputSpec, normalise
-from models.runtime import Runtime
+from models.runtime import AUTO, RUNTIMES, Runtime
 from store.artifacts import ModelStore, ModelVersion
-from store.errors import InvalidArtifact, NotFound, Unavailable
+from store.errors import InvalidArtifact, Unavailable
 
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 
-_MOST_CARDS = 256
+_MOST_CARDS = 4096
 _log = logging.getLogger("bitpress.app")
 
 
 @dataclass(frozen=True)
 class Card:
-    """What an artifact says about itself that its report does not, and what runs it here."""
+    """What an artifact says about itself that its report does not."""
 
     input: InputSpec
     labels: tuple[str, ...]
-    runtime: str
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ModelPool:
 
         Raises:
             NotFound: there is no such model or version.
-            Unavailable: its file is damaged, or the configured runtime is missing here.
+            Unavailable: its file is missing or damaged, or the configured runtime is missing here.
         """
         wanted = await run_sync(self._store.resolve, name, version)
         key = (wanted.name, wanted.version, wanted.digest)
@@ -97,29 +97,40 @@ class ModelPool:
         # Shielded: one request that goes away must not take the model from the others.
         return await asyncio.shield(self._loading[key])
 
+    @property
+    def runtime(self) -> str:
+        """The runtime that models are loaded into."""
+        return next(iter(RUNTIMES)) if self._runtime == AUTO else self._runtime
+
     def resident(self) -> list[LoadedModel]:
         """Return what is loaded now. May be called from any thread."""
         return list(self._resident.values())
 
     def card(self, version: ModelVersion) -> Card:
-        """Return the card of ``version``, loading it once. Blocking; any thread may call it.
+        """Return the card of ``version``. Blocking; any thread may call it.
+
+        Only the artifact's header is read, once; damage further on shows when the model is used.
 
         Raises:
-            Unavailable: its file is damaged.
+            Unavailable: its file is missing, of another size than it was, or its header is damaged.
         """
-        known = self._cards.get(version.digest)
-        if known is None:
-            known = self._cards[version.digest] = _card(*self._load(version))
-            while len(self._cards) > _MOST_CARDS:
-                self._cards.popitem(last=False)
-        return known
+        with _faults_named(version):
+            if version.artifact_path.stat().st_size != version.artifact_bytes:
+                raise InvalidArtifact("The file's size is not the recorded one.")
+            card = self._cards.get(version.digest)
+            if card is None:
+                heading = artifacts.read_heading(version.artifact_path)
+                card = self._cards[version.digest] = Card(heading.input, heading.labels)
+                while len(self._cards) > _MOST_CARDS:
+                    self._cards.popitem(last=False)
+        return card
 
     async def _load_and_keep(self, key: tuple[str, int, str], version: ModelVersion) -> LoadedModel:
         try:
             artifact, runtime = await run_sync(self._load, version)
         finally:
             del self._loading[key]
-        card = _card(artifact, runtime)
+        card = Card(artifact.input, artifact.labels)
 
         def run(images: Sequence[Pixels]) -> list[Logits]:
             with torch.inference_mode():
@@ -147,28 +158,25 @@ class ModelPool:
         return artifact, runtimes.load(artifact, self._runtime)
 
 
-def _card(artifact: artifacts.Artifact, runtime: Runtime) -> Card:
-    return Card(artifact.input, artifact.labels, runtime.name)
-
-
 def _read_checked(version: ModelVersion) -> artifacts.Artifact:
-    try:
+    with _faults_named(version):
         if _sha256(version.artifact_path) != version.digest:
             raise InvalidArtifact("The file's digest is not the recorded one.")
         return artifacts.read(version.artifact_path)
-    except FileNotFoundError:
-        raise NotFound(
-            f"Version {version.version} of {version.name} is gone.",
-            field="version",
-            remedy="GET /models lists the models.",
-        ) from None
+
+
+@contextmanager
+def _faults_named(version: ModelVersion) -> Iterator[None]:
+    """Turn a file that cannot be used into `Unavailable`: the caller did nothing wrong."""
+    fault = f"The stored file of {version.name}, version {version.version}, is"
+    remedy = "Use another version, or compress the model again."
+    try:
+        yield
+    except OSError:
+        raise Unavailable(f"{fault} missing.", field="model", remedy=remedy) from None
     except InvalidArtifact as error:
-        # The caller did nothing wrong, so this must not surface as invalid input.
         raise Unavailable(
-            f"The stored file of {version.name}, version {version.version}, is damaged:"
-            f" {error.detail}",
-            field="model",
-            remedy="Use another version, or compress the model again.",
+            f"{fault} damaged: {error.detail}", field="model", remedy=remedy
         ) from error
 
 

@@ -1,10 +1,12 @@
 """GET /models, /models/{name} and a version's artifact."""
 
+import logging
 from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Response
 from fastapi.responses import FileResponse
+from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from app.openapi import problems
@@ -12,10 +14,11 @@ from app.pool import ModelPool
 from app.schemas import Accuracies, InputAnswer, ModelAnswer, ModelList, Sizes
 from app.services import ModelsDep, PoolDep
 from store.artifacts import ModelVersion
-from store.errors import NotFound
+from store.errors import NotFound, Unavailable
 from store.specs import NAME_PATTERN
 
 router = APIRouter(prefix="/models", tags=["models"])
+_log = logging.getLogger("bitpress.app")
 
 ModelName = Annotated[str, Path(pattern=NAME_PATTERN)]
 VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1)]
@@ -23,9 +26,20 @@ VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1)]
 
 @router.get("", responses=problems(503))
 def list_models(models: ModelsDep, pool: PoolDep) -> ModelList:
-    """Return every published model with what was measured for its latest version."""
-    entries = (models.versions(latest.name) for latest in models.list())
-    return ModelList(models=[_model_answer(versions, pool) for versions in entries if versions])
+    """Return every published model with what was measured for its latest version.
+
+    A model whose files are damaged is left out; `GET /models/{name}` tells what is wrong with it.
+    """
+    answers = []
+    for latest in models.list():
+        try:
+            answers.append(_model_answer(models.versions(latest.name), pool))
+        except Unavailable as fault:
+            _log.warning(
+                "model left out",
+                extra={"model": latest.name, "version": latest.version, "fault": fault.detail},
+            )
+    return ModelList(models=answers)
 
 
 @router.get("/{name}", responses=problems(404, 422, 503))
@@ -50,7 +64,7 @@ def get_model(name: ModelName, models: ModelsDep, pool: PoolDep) -> ModelAnswer:
             "description": "The artifact; docs/FORMAT.md specifies it.",
         },
         304: {"description": "Unchanged: `If-None-Match` named its ETag."},
-        **problems(404, 422),
+        **problems(404, 422, 503),
     },
 )
 def get_artifact(
@@ -65,6 +79,12 @@ def get_artifact(
     tags = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
     if headers["ETag"] in tags or "*" in tags:
         return Response(status_code=304, headers=headers)
+    if not found.artifact_path.is_file():
+        raise Unavailable(
+            f"The stored file of {found.name}, version {found.version}, is missing.",
+            field="version",
+            remedy="Use another version, or compress the model again.",
+        )
     return _WholeFile(
         found.artifact_path,
         media_type="application/octet-stream",
@@ -86,19 +106,26 @@ def _model_answer(versions: Sequence[ModelVersion], pool: ModelPool) -> ModelAns
     latest = versions[-1]
     report = latest.report
     card = pool.card(latest)
-    return ModelAnswer(
-        name=latest.name,
-        latest=latest.version,
-        versions=[version.version for version in versions],
-        architecture=report["spec"]["architecture"],
-        method=report["spec"]["method"]["name"],
-        accuracy=Accuracies.model_validate(report["accuracy"]),
-        bytes=Sizes.model_validate(report["bytes"]),
-        compression_ratio=report["compression_ratio"],
-        input=InputAnswer.model_validate(card.input.to_json()),
-        labels=list(card.labels),
-        runtime=card.runtime,
-        digest=latest.digest,
-        job=latest.job_id,
-        created_at=latest.created_at,
-    )
+    try:
+        return ModelAnswer(
+            name=latest.name,
+            latest=latest.version,
+            versions=[version.version for version in versions],
+            architecture=report["spec"]["architecture"],
+            method=report["spec"]["method"]["name"],
+            accuracy=Accuracies.model_validate(report["accuracy"]),
+            bytes=Sizes.model_validate(report["bytes"]),
+            compression_ratio=report["compression_ratio"],
+            input=InputAnswer.model_validate(card.input.to_json()),
+            labels=list(card.labels),
+            runtime=pool.runtime,
+            digest=latest.digest,
+            job=latest.job_id,
+            created_at=latest.created_at,
+        )
+    except (LookupError, TypeError, ValidationError):
+        raise Unavailable(
+            f"The report of {latest.name}, version {latest.version}, is not what it should be.",
+            field="name",
+            remedy="Compress the model again.",
+        ) from None

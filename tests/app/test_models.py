@@ -1,9 +1,14 @@
 """GET /models, and the artifact's file."""
 
 import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from models import artifact as artifacts
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +81,71 @@ def test_artifacts_that_are_not_there(service: Any, path: str, status: int) -> N
     answer = service.http.get(path)
     assert answer.status_code == status
     assert answer.json()["type"].startswith("urn:bitpress:problem:")
+
+
+def test_an_artifact_whose_file_is_gone_is_unavailable(service: Any, publish: Any) -> None:
+    publish(service, "gone").artifact_path.unlink()
+    answer = service.http.get("/models/gone/versions/1/artifact")
+    assert answer.status_code == 503
+    assert answer.json()["remedy"]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def overwrite(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("artifact.safetensors", Path.unlink),
+        ("artifact.safetensors", cut),
+        ("artifact.safetensors", overwrite(b"")),
+        ("report.json", Path.unlink),
+        ("report.json", cut),
+        ("report.json", overwrite(b"{}")),
+        ("version.json", Path.unlink),
+        ("version.json", cut),
+        ("version.json", overwrite(b"[]")),
+    ],
+)
+def test_one_damaged_model_does_not_hide_the_others(
+    serve: Any,
+    publish: Any,
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+    damage: Callable[[Path], object],
+) -> None:
+    service = serve()
+    publish(service, "sound")
+    damaged = publish(service, "damaged")
+    assert len(service.http.get("/models").json()["models"]) == 2
+    damage(damaged.path / file)
+    with caplog.at_level(logging.WARNING):
+        listed = service.http.get("/models")
+    assert listed.status_code == 200
+    assert [model["name"] for model in listed.json()["models"]] == ["sound"]
+    assert "damaged" in [vars(record).get("model") for record in caplog.records]
+    answer = service.http.get("/models/damaged")
+    assert answer.status_code == 503
+    assert answer.json()["type"] == "urn:bitpress:problem:unavailable"
+    assert answer.json()["remedy"]
+    assert str(service.settings.data_dir) not in answer.text
+    assert 'packed_bytes{model="sound"' in service.http.get("/metrics").text
+
+
+def test_a_long_catalogue_reads_each_artifact_once(
+    serve: Any, publish: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = serve()
+    for number in range(3):
+        publish(service, f"model-{number}", seed=number)
+    read = artifacts.read_heading
+    paths = []
+    monkeypatch.setattr(artifacts, "read_heading", lambda path: paths.append(path) or read(path))
+    first, second = (service.http.get("/models").json() for _ in range(2))
+    assert first == second
+    assert len(paths) == len(set(paths)) == 3

@@ -12,9 +12,13 @@ import pytest
 
 from app.batcher import BatchLimits
 from app.pool import ModelPool
+from models import artifact as artifacts
 from models import runtime
+from models.preprocessing import InputSpec
 from store.artifacts import ModelStore
 from store.errors import NotFound, Unavailable
+
+INPUT_SPEC = InputSpec(3, 8, 8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
 @pytest.fixture
@@ -131,11 +135,32 @@ def test_a_failed_load_is_tried_again(pool: ModelPool, place: Any, publish: Any)
     asyncio.run(test())
 
 
-def test_a_card_is_read_once(pool: ModelPool, place: Any, publish: Any, loaded: list[Any]) -> None:
+def test_a_card_is_the_header_alone_and_read_once(
+    pool: ModelPool, place: Any, publish: Any, loaded: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     version = publish(place, "one")
-    assert pool.card(version).labels == ("cat", "dog", "owl")
-    assert pool.card(version).runtime == "reference"
-    assert len(loaded) == 1
+    card = pool.card(version)
+    assert card.labels == ("cat", "dog", "owl")
+    assert card.input == INPUT_SPEC
+    monkeypatch.setattr(artifacts, "read_heading", None)
+    assert pool.card(version) is card
+    assert loaded == []
+    assert pool.runtime == "reference"
+
+
+def test_a_file_that_is_gone_or_cut_off_has_no_card(
+    pool: ModelPool, place: Any, publish: Any
+) -> None:
+    version = publish(place, "one")
+    pool.card(version)
+    version.artifact_path.write_bytes(version.artifact_path.read_bytes()[:-1])
+    with pytest.raises(Unavailable, match="damaged"):
+        pool.card(version)
+    version.artifact_path.unlink()
+    with pytest.raises(Unavailable, match="missing"):
+        pool.card(version)
+    with pytest.raises(Unavailable, match="missing"):
+        asyncio.run(pool.get("one"))
 
 
 def waiting_line(service: Any) -> str:
