@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
 from torch import nn
 
 from models.layers import BinaryConv2d, BinaryLinear, binarizable_layers
@@ -15,13 +16,16 @@ SCHEMA = 1
 def provenance(spec: CompressSpec, digests: Mapping[str, str]) -> dict[str, Any]:
     """Return where an artifact comes from: nothing that differs between two equal jobs.
 
-    The checkpoint appears by its digest only, however it was sent.
+    Equal are jobs of equal specification, data, versions and threads: how many threads torch has
+    decides in which order it adds, and so a sum's last bits. The checkpoint appears by its digest
+    only, however it was sent.
     """
     return {
         "spec": spec.model_dump(mode="json", exclude={"checkpoint"}),
         "seed": spec.seed,
         "digests": dict(digests),
         "versions": versions(),
+        "threads": torch.get_num_threads(),
     }
 
 
