@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from app import logs
 from app.main import create_app
+from app.protocol import ProblemProtocol
 from app.settings import AppSettings
 
 _log = logging.getLogger("bitpress.app")
@@ -58,6 +59,7 @@ def main() -> int:
         return 1
     config = uvicorn.Config(
         create_app(settings),
+        http=ProblemProtocol,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -8,6 +8,7 @@
 
 import errno
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -39,6 +40,13 @@ class MalformedBody(InvalidInput):
     title = "The body cannot be read"
 
 
+class MalformedRequest(InvalidInput):
+    """What came over the connection is no HTTP request."""
+
+    code = "malformed-request"
+    title = "The request cannot be read"
+
+
 class UnsupportedMedia(InvalidInput):
     """The Content-Type is none that the route takes."""
 
@@ -55,6 +63,7 @@ class SlowBody(InvalidInput):
 
 STATUS: dict[type[BitpressError], int] = {
     MalformedBody: 400,
+    MalformedRequest: 400,
     UnsupportedMedia: 415,
     SlowBody: 408,
     InvalidInput: 422,
@@ -108,6 +117,14 @@ def problem_response(request: Request, error: Exception) -> Response:
     )
 
 
+def problem_content(members: Mapping[str, Any], status: int, request_id: Any) -> dict[str, Any]:
+    """Return the whole document: ``members``, ``status`` and, of a known request, ``instance``."""
+    content = {**members, "status": status}
+    if request_id is not None:
+        content["instance"] = f"urn:bitpress:request:{request_id}"
+    return content
+
+
 def install(app: FastAPI) -> None:
     """Make every error of ``app`` a problem document, the framework's own included."""
     for kind in (BitpressError, RequestValidationError, HTTPException):
@@ -139,9 +156,7 @@ def _document(
     request: Request, status: int, members: dict[str, Any], headers: Any = None
 ) -> Response:
     request_id = request.scope.get("state", {}).get("request_id")
-    content = {**members, "status": status}
-    if request_id is not None:
-        content["instance"] = f"urn:bitpress:request:{request_id}"
+    content = problem_content(members, status, request_id)
     return JSONResponse(content, status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 

@@ -1,7 +1,7 @@
 """The application factory.
 
-``uvicorn --factory app.main:create_app`` works; ``python -m app`` adds logs, a free port and a
-clean stop.
+``uvicorn --factory app.main:create_app`` works; ``python -m app`` adds logs, a free port, a clean
+stop, and problem documents for what is not HTTP.
 """
 
 from collections.abc import AsyncIterator

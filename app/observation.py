@@ -4,6 +4,7 @@ A plain ASGI middleware: the framework's own base class would stand between a ro
 that its client went away.
 """
 
+import asyncio
 import logging
 import re
 import time
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import log_unexpected, problem_response
 from app.metrics import Metrics
+from store.errors import Unavailable
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_GONE = 499
@@ -54,6 +56,14 @@ class Observation:
             await self._app(scope, receive, observed_send)
         except ClientDisconnect:
             status = status or _CLIENT_GONE
+        except asyncio.CancelledError:
+            # The server is being stopped and waits no longer; it would answer with plain text.
+            if status is None:
+                stopping = Unavailable(
+                    "The service is being stopped.", remedy="Try again when it is back."
+                )
+                await problem_response(request, stopping)(scope, receive, observed_send)
+            raise
         except Exception as error:
             log_unexpected(error)
             if status is not None:

@@ -4,7 +4,6 @@ They are the schemas in ``/openapi.json``. Requests are described by `store.spec
 `PredictionRequest`; every failure is a `Problem`.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -212,7 +211,3 @@ class Health(BaseModel):
     """The service is well."""
 
     status: Literal["ok"] = "ok"
-
-
-Report = Mapping[str, Any]
-"""The report of a job, passed on as it was written; docs/API.md describes its members."""

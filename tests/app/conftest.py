@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.main import create_app
+from app.protocol import ProblemProtocol
 from app.settings import AppSettings
 from models import artifact as artifacts
 from models.artifact import Artifact
@@ -73,7 +74,9 @@ class _Server(uvicorn.Server):
 def running_service(settings: AppSettings) -> Iterator[Service]:
     app = create_app(settings)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = _Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
+    server = _Server(
+        uvicorn.Config(app, http=ProblemProtocol, log_config=None, timeout_graceful_shutdown=5)
+    )
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

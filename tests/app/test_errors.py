@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import logging
+import socket
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from app import errors
-from app.errors import MalformedBody, SlowBody, UnsupportedMedia, status_of
+from app.errors import MalformedBody, MalformedRequest, SlowBody, UnsupportedMedia, status_of
 from app.metrics import Metrics
 from app.observation import Observation
 from store import errors as store_errors
@@ -43,6 +44,7 @@ STATUS: dict[type[BitpressError], int] = {
     InvalidImage: 422,
     InvalidArtifact: 422,
     MalformedBody: 400,
+    MalformedRequest: 400,
     UnsupportedMedia: 415,
     SlowBody: 408,
     TooLarge: 413,
@@ -145,6 +147,72 @@ def test_problems_of_other_processes_still_read_back() -> None:
 def test_unknown_route(service: Any) -> None:
     assert check(service.http.get("/nowhere"), 404, "not-found")["remedy"]
     assert check(service.http.get("/jobs/"), 404, "not-found")
+
+
+def everything_from(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /models HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n",
+        b"GET /models HTTP/1.1\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"GET /models HTTP/1.1\r\nHost: x\r\nno header\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET /models HTTP/1.1\r\nHost: x\r\nCookie: " + b"x" * 100_000,
+        b"POST /predict?model=a HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\nno length\r\n",
+    ],
+)
+def test_what_is_not_http_is_a_problem_too(service: Any, sent: bytes) -> None:
+    with socket.create_connection(service.address, timeout=30) as connection:
+        connection.sendall(sent)
+        head, _, body = everything_from(connection).partition(b"\r\n\r\n")
+    status_line, *lines = head.decode().split("\r\n")
+    assert status_line == "HTTP/1.1 400 Bad Request"
+    headers = dict(line.split(": ", 1) for line in lines)
+    problem = check(httpx.Response(400, headers=headers, content=body), 400, "malformed-request")
+    assert problem["remedy"]
+    # The service is none the worse for it.
+    assert service.http.get("/health/live").status_code == 200
+
+
+def test_a_request_cut_off_by_the_end_of_the_service_is_told() -> None:
+    async def ask() -> httpx.Response:
+        begun = asyncio.Event()
+        app = FastAPI()
+
+        @app.get("/endless")
+        async def endless() -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        answer: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            answer.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/endless",
+            "query_string": b"",
+            "headers": [],
+        }
+        request = asyncio.create_task(Observation(app, Metrics())(scope, receive, send))
+        await begun.wait()
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        start, body = answer
+        return httpx.Response(start["status"], headers=start["headers"], content=body["body"])
+
+    check(asyncio.run(ask()), 503, "unavailable")
 
 
 def test_wrong_method(service: Any) -> None:

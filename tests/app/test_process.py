@@ -77,6 +77,30 @@ def test_it_serves_on_a_free_port_until_a_signal(
     assert str(tmp_path) not in json.dumps(lines)
 
 
+def test_whoever_it_stops_waiting_for_gets_a_problem(start: Start) -> None:
+    process = start(port=0, shutdown_s=1)
+    address = ("127.0.0.1", int(url_told(process).rpartition(":")[2]))
+    with socket.create_connection(address, timeout=DEADLINE_S) as garbled:
+        garbled.sendall(b"no request\r\n\r\n")
+        assert b"urn:bitpress:problem:malformed-request" in everything_from(garbled)
+    with socket.create_connection(address, timeout=DEADLINE_S) as slow:
+        slow.sendall(
+            b"POST /predict?model=a HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+            b"Content-Length: 9\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert b"100 Continue" in slow.recv(1000)
+        process.send_signal(signal.SIGTERM)
+        answer = everything_from(slow)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"application/problem+json" in answer
+    rest_of(process)
+    assert process.returncode == 0
+
+
+def everything_from(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
 def test_a_wrong_setting_is_named(start: Start) -> None:
     process = start(port=0, max_body_bytes="much")
     (line,) = rest_of(process)
