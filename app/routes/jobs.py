@@ -7,9 +7,10 @@ from fastapi.responses import JSONResponse
 
 from app.openapi import problems
 from app.schemas import Fault, JobAnswer, JobList, LayerLosses, ModelReference
-from app.services import JobsDep, ModelsDep
+from app.services import JobsDep, ServicesDep
 from store.errors import Conflict, NotFound
 from store.job_record import Job
+from store.job_reports import read_job_report
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -36,12 +37,12 @@ def get_job(job_id: JobId, jobs: JobsDep) -> JobAnswer:
         **problems(404, 409, 422, 503),
     },
 )
-def get_report(job_id: JobId, jobs: JobsDep, models: ModelsDep) -> JSONResponse:
+def get_report(job_id: JobId, services: ServicesDep) -> JSONResponse:
     """Return everything that was measured: accuracies, losses, bytes, parity, seconds, digests."""
-    job = jobs.get(job_id)
-    if job.model is None:
+    job = services.jobs.get(job_id)
+    if job.state != "succeeded":
         raise _no_report(job)
-    return JSONResponse(models.resolve(job.model["name"], job.model["version"]).report)
+    return JSONResponse(read_job_report(services.settings.jobs_dir, job.id))
 
 
 def job_answer(job: Job) -> JobAnswer:
