@@ -7,11 +7,10 @@ import select
 import signal
 import subprocess
 import sys
-import threading
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -26,6 +25,10 @@ from client.types import CompressSpec, InputShape, Job
 from models import registry
 
 pytestmark = pytest.mark.slow
+
+# Of conftest.py, which cannot be imported.
+Up = Any
+Running = Callable[[Path], AbstractContextManager[Up]]
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 120
@@ -83,81 +86,8 @@ def checkpoint(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Up:
-    """A running ``bitpress up``; ``mark`` is in the environment of every process of it."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
-        self.mark = uuid.uuid4().hex
-        self.ready_file = data_dir.with_suffix(".ready")
-        self.log: list[str] = []
-        self._listening = threading.Event()
-        command = ["up", "--data-dir", str(data_dir), "--port", "0"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "client", *command, "--ready-file", str(self.ready_file)],
-            cwd=ROOT,
-            env={**os.environ, "BITPRESS_TEST_MARK": self.mark, "BITPRESS_LEASE_BEAT_S": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-        assert self._listening.wait(DEADLINE_S), self.log
-        (found,) = re.findall(r"listening on (http://[0-9.:]+)", "\n".join(self.log))
-        self.url: str = found
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        with self.process.stderr as lines:
-            for line in lines:
-                self.log.append(line.rstrip("\n"))
-                if "listening on" in line:
-                    self._listening.set()
-
-    def stop(self, number: int = signal.SIGINT) -> int:
-        """Send a signal, and return the exit code."""
-        self.process.send_signal(number)
-        code = self.process.wait(DEADLINE_S)
-        self._reader.join()
-        return code
-
-    def processes(self) -> set[int]:
-        """Return the ids of all processes that run for this service."""
-        wanted = f"BITPRESS_TEST_MARK={self.mark}".encode()
-        found = set()
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                    found.add(int(folder.name))
-            except OSError:
-                continue
-        return found
-
-    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """Run a ``bitpress`` command against this service."""
-        return subprocess.run(
-            [sys.executable, "-m", "client", *arguments],
-            cwd=ROOT,
-            env={**os.environ, "BITPRESS_URL": self.url},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=DEADLINE_S,
-        )
-
-
-@contextmanager
-def running(data_dir: Path) -> Iterator[Up]:
-    up = Up(data_dir)
-    try:
-        yield up
-    finally:
-        if up.process.poll() is None:
-            up.stop()
-
-
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def service(running: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     with running(tmp_path_factory.mktemp("service") / "data") as up:
         yield up
 
@@ -273,7 +203,7 @@ def stop_waiting(job: Job) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ctrl_c_in_the_middle_of_a_job_leaves_no_process_and_the_next_start_finishes_it(
-    checkpoint: Path, images: Path, tmp_path: Path
+    running: Running, checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
     spec = CompressSpec(
         name="corners",
