@@ -17,6 +17,7 @@ from app import logs
 from app.main import create_app
 from app.protocol import ProblemProtocol
 from app.settings import AppSettings
+from store.settings import setting_faults
 
 _log = logging.getLogger("bitpress.app")
 
@@ -45,9 +46,8 @@ def main() -> int:
     try:
         settings = AppSettings()
     except ValidationError as error:
-        for fault in error.errors(include_url=False, include_input=False):
-            name = "BITPRESS_" + "_".join(str(part) for part in fault["loc"]).upper()
-            _log.error("invalid setting", extra={"setting": name, "fault": fault["msg"]})
+        for fault in setting_faults(error):
+            _log.error("invalid setting", extra=fault)
         return 2
     try:
         listener = _listen(settings.host, settings.port)

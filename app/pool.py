@@ -5,14 +5,12 @@ Loading happens on a thread, once however many requests wait for it.
 """
 
 import asyncio
-import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +23,7 @@ from models import runtime as runtimes
 from models.preprocessing import InputSpec, normalise
 from models.runtime import AUTO, RUNTIMES, Runtime
 from store.artifacts import ModelStore, ModelVersion
+from store.digests import file_digest
 from store.errors import InvalidArtifact, Unavailable
 
 Pixels = NDArray[np.uint8]
@@ -160,7 +159,7 @@ class ModelPool:
 
 def _read_checked(version: ModelVersion) -> artifacts.Artifact:
     with _faults_named(version):
-        if _sha256(version.artifact_path) != version.digest:
+        if file_digest(version.artifact_path) != version.digest:
             raise InvalidArtifact("The file's digest is not the recorded one.")
         return artifacts.read(version.artifact_path)
 
@@ -178,8 +177,3 @@ def _faults_named(version: ModelVersion) -> Iterator[None]:
         raise Unavailable(
             f"{fault} damaged: {error.detail}", field="model", remedy=remedy
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,6 @@ A version whose ``version.json`` is missing or damaged is no reason to lose the 
 and passed over wherever it was not asked for by its number. Its number is not given again.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from store.digests import file_digest
 from store.durable import locked, sync_file, sync_folder, write_synced
 from store.errors import InvalidSpec, NotFound, Unavailable
 from store.scratch import Scratch
@@ -192,7 +192,7 @@ class ModelStore:
         record = {
             "schema": 1,
             "job_id": job_id,
-            "digest": _sha256(work / ARTIFACT),
+            "digest": file_digest(work / ARTIFACT),
             "artifact_bytes": (work / ARTIFACT).stat().st_size,
             "created_at": self._now().isoformat(timespec="seconds"),
         }
@@ -241,8 +241,3 @@ def _damaged(file: str, name: str, version: int) -> Unavailable:
 
 def _json_bytes(content: dict[str, Any]) -> bytes:
     return json.dumps(content, indent=1, allow_nan=False).encode()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,6 @@
 """Registered datasets: ``<root>/<name>/``, made from an uploaded archive, never changed after."""
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from store.archive_members import DatasetLimits
 from store.dataset_container import DatasetImage, read_images, write_container
+from store.digests import file_digest
 from store.durable import sync_folder, write_synced
 from store.errors import Conflict, InvalidDataset, NotFound
 from store.scratch import Scratch
@@ -77,8 +77,7 @@ class DatasetStore:
                 field="name",
                 remedy="Use up to 64 lower-case letters, digits, '.', '_' and '-'.",
             )
-        with open(archive, "rb") as file:
-            archive_digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        archive_digest = file_digest(archive)
         existing = self._find(name)
         if existing is not None and existing.archive_digest == archive_digest:
             return existing

@@ -16,11 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
 from app.errors import STATUS, status_of
-from app.logs import JsonFormatter
 from app.settings import AppSettings
 from store.database import open_engine
 from store.errors import InvalidImage, InvalidSpec
 from store.figures import StageFigures
+from store.logs import JsonFormatter
 
 
 def scrape(service: Any) -> dict[str, Metric]:
