@@ -21,7 +21,7 @@ from app.batcher import Batcher, BatchLimits
 from models import artifact as artifacts
 from models import runtime as runtimes
 from models.preprocessing import InputSpec, normalise
-from models.runtime import AUTO, RUNTIMES, Runtime
+from models.runtime import Runtime
 from store.artifacts import ModelStore, ModelVersion
 from store.digests import file_digest
 from store.errors import InvalidArtifact, Unavailable
@@ -99,7 +99,7 @@ class ModelPool:
     @property
     def runtime(self) -> str:
         """The runtime that models are loaded into."""
-        return next(iter(RUNTIMES)) if self._runtime == AUTO else self._runtime
+        return runtimes.choose(self._runtime)
 
     def resident(self) -> list[LoadedModel]:
         """Return what is loaded now. May be called from any thread."""

@@ -59,6 +59,8 @@ def prepare(context: StageContext) -> Mapping[str, Step]:
 
     def prepare(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         spec = context.spec
+        # Missing at the evaluation, it would cost the whole calibration.
+        runtime.choose(context.settings.runtime)
         dataset = _dataset(context)
         network = _restored(context, dataset)
         order = layer_order(network, input_spec(spec).shape)
@@ -116,7 +118,7 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
         calibrated = networks.calibrated(refs)
         packed = artifact.read(context.files.resolve(FileRef.from_json(refs["packed"])))
         # The runtime, and so the arithmetic, that will serve.
-        served = runtime.load(packed)
+        served = runtime.load(packed, context.settings.runtime)
         forms: dict[str, Predict] = {
             "full_precision": full,
             "calibrated": calibrated,

@@ -42,8 +42,8 @@ RUNTIMES: Final[Mapping[str, Callable[[Artifact], Runtime]]] = MappingProxyType(
 )
 
 
-def load(artifact: Artifact, runtime: str = AUTO) -> Runtime:
-    """Make ``artifact`` ready to run on the named runtime, or on the fastest one here.
+def choose(runtime: str = AUTO) -> str:
+    """Return the name of the runtime that ``runtime`` means here, which loads nothing.
 
     Raises:
         Unavailable: there is no runtime of that name.
@@ -55,4 +55,13 @@ def load(artifact: Artifact, runtime: str = AUTO) -> Runtime:
             field="runtime",
             remedy="Use one of: " + ", ".join([AUTO, *RUNTIMES]),
         )
-    return RUNTIMES[name](artifact)
+    return name
+
+
+def load(artifact: Artifact, runtime: str = AUTO) -> Runtime:
+    """Make ``artifact`` ready to run on the named runtime, or on the fastest one here.
+
+    Raises:
+        Unavailable: there is no runtime of that name.
+    """
+    return RUNTIMES[choose(runtime)](artifact)

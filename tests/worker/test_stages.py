@@ -15,7 +15,13 @@ from safetensors.torch import save_file
 
 from models import artifact, registry
 from store.datasets import DatasetStore
-from store.errors import BitpressError, CheckpointMismatch, InvalidSpec, NotFound
+from store.errors import (
+    BitpressError,
+    CheckpointMismatch,
+    InvalidSpec,
+    NotFound,
+    Unavailable,
+)
 from store.specs import parse_spec
 from store.uploads import UploadStore
 from worker import stages
@@ -221,4 +227,16 @@ def test_what_cannot_be_compressed_is_refused_before_anything_is_done(
         run.step(stages.prepare(run.fresh())["prepare"])
     assert caught.value.field == field
     assert words in (caught.value.remedy or "")
+    assert not run.context.files.folder.exists()
+
+
+def test_a_runtime_that_is_missing_is_told_before_anything_is_done(
+    settings: WorkerSettings,
+) -> None:
+    context = context_of(settings, "elsewhere")
+    elsewhere = replace(context, settings=settings.model_copy(update={"runtime": "tpu"}))
+    run = Run(elsewhere)
+    with pytest.raises(Unavailable) as caught:
+        run.step(stages.prepare(run.fresh())["prepare"])
+    assert "reference" in (caught.value.remedy or "")
     assert not run.context.files.folder.exists()
