@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from store.archive_members import DatasetLimits
@@ -57,6 +57,20 @@ class StoreSettings(BaseSettings):
     max_member_bytes: int = Field(
         default=64 * _MIB, gt=0, description="Largest single file inside a dataset archive."
     )
+
+    @field_validator("data_dir")
+    @classmethod
+    def _is_a_folder(cls, folder: Path) -> Path:
+        if folder.expanduser().exists() and not folder.expanduser().is_dir():
+            raise ValueError("this is a file; give a folder, which is made where it is missing")
+        return folder
+
+    @field_validator("database_url")
+    @classmethod
+    def _names_a_database(cls, url: str) -> str:
+        if url and not url.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
+            raise ValueError("give a URL that begins with postgresql:// or sqlite:///")
+        return url
 
     @model_validator(mode="after")
     def _fill_in(self) -> Self:

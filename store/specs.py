@@ -4,7 +4,7 @@ Beside the data, the versions and the number of threads that do the arithmetic, 
 nothing else: where all of these are equal, so are the artifacts, byte for byte.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -172,18 +172,19 @@ def _first_fault(error: ValidationError) -> InvalidSpec:
         # The discriminator's tag stands between "method" and the parameter; users do not write it.
         location[1:2] = [part for part in location[1:2] if part not in METHODS]
     field = ".".join(["spec", *location])
-    kind = fault["type"]
+    kind, message = fault["type"], fault["msg"].removeprefix("Value error, ") + "."
     if kind == "json_invalid":
         return InvalidSpec(
             f"spec is not JSON: {fault['msg']}", field="spec", remedy="Send a JSON object."
         )
     if kind == "extra_forbidden":
+        known = _fields_beside(fault["loc"])
         return InvalidSpec(
-            "There is no such field.", field=field, remedy="Remove it, or check its spelling."
+            "There is no such field.", field=field, remedy="There are: " + ", ".join(known) + "."
         )
     if location == ["method"]:
         return InvalidSpec(
-            "This names no method." if kind.startswith("union_tag") else fault["msg"] + ".",
+            "This names no method." if kind.startswith("union_tag") else message,
             field="spec.method" if kind == "model_attributes_type" else "spec.method.name",
             remedy='Give an object such as {"name": "bwnh"}; there are: '
             + ", ".join(METHODS)
@@ -191,7 +192,16 @@ def _first_fault(error: ValidationError) -> InvalidSpec:
         )
     if kind == "string_pattern_mismatch":
         return InvalidSpec("This is no valid value.", field=field, remedy=_remedy_for(location))
-    return InvalidSpec(fault["msg"] + ".", field=field, remedy="See CompressSpec in /docs.")
+    return InvalidSpec(message, field=field, remedy="docs/API.md lists what is allowed.")
+
+
+def _fields_beside(location: Sequence[int | str]) -> Iterable[str]:
+    """Return the names of the fields that there are where an unknown one was found."""
+    if location[0] == "method":
+        return METHODS[str(location[1])].model_fields
+    return (
+        InputShape if location[0] == "input" and len(location) > 1 else CompressSpec
+    ).model_fields
 
 
 def _remedy_for(location: list[str]) -> str:

@@ -163,5 +163,9 @@ def _show(job: Job, report: Report) -> None:
     table.add_row("accuracy", f"{accuracy.full_precision:.2%}", f"{accuracy.packed:.2%}")
     table.add_row("bytes", f"{report.bytes.float:,}", f"{report.bytes.packed:,}")
     table.add_row("ratio", "", f"{report.compression_ratio:.1f}")
-    table.add_row("seconds", "", f"{sum(report.stage_seconds.values()):.1f}")
-    Console().print(table)
+    table.add_row("seconds of work", "", f"{sum(report.stage_seconds.values()):.1f}")
+    console = Console()
+    console.print(table)
+    images, calibration = report.document.get("test_images"), report.document.get("calibration")
+    if images is not None and calibration is not None:
+        console.print(f"measured on {images:,} test images; calibrated on {calibration}")

@@ -96,7 +96,7 @@ def test_the_documented_command_works_word_for_word(
     assert ["│", "accuracy", "│", "75.00%", "│", "62.50%", "│"] in table
     assert ["│", "bytes", "│", "4,000,000", "│", "125,000", "│"] in table
     assert ["│", "ratio", "│", "│", "32.0", "│"] in table
-    assert ["│", "seconds", "│", "│", "2.2", "│"] in table
+    assert ["│", "seconds", "of", "work", "│", "│", "2.2", "│"] in table
     assert "calibrate [features.0]" in output.err
 
 

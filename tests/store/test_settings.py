@@ -84,3 +84,16 @@ def test_an_unusable_setting_is_named_and_what_was_given_is_not() -> None:
     (fault,) = setting_faults(caught.value)
     assert set(fault) == {"fault"}
     assert "too many images" in fault["fault"]
+
+
+def test_a_file_for_a_folder_and_a_word_for_a_database_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for given, setting in (
+        ({"data_dir": tmp_path / "file"}, "BITPRESS_DATA_DIR"),
+        ({"database_url": "nonsense"}, "BITPRESS_DATABASE_URL"),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            StoreSettings(**given)
+        (fault,) = setting_faults(caught.value)
+        assert fault["setting"] == setting
+        assert "give a" in fault["fault"]

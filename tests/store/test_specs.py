@@ -112,6 +112,9 @@ def test_an_unknown_method_lists_the_known_ones() -> None:
         ({"checkpoint": "latest"}, "spec.checkpoint", "sha256:"),
         ({"method": "bwn"}, "spec.method", "there are: bwn, bwnh"),
         ({"method": {}}, "spec.method.name", "there are: bwn, bwnh"),
+        ({"method": {"name": "bwnh", "sweps": 1}}, "spec.method.sweps", "sweeps, target"),
+        ({"input": {"size": 32}}, "spec.input.size", "channels, height, width"),
+        ({"sed": 1}, "spec.sed", "name, architecture"),
         ({"method": {"name": "sign"}}, "spec.method.name", "there are: bwn, bwnh"),
     ],
 )
