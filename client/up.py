@@ -14,11 +14,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TextIO
 
 PR_SET_PDEATHSIG = 1
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WAIT_S = 0.5
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "app": (sys.executable, "-m", "app"),
     "worker": (sys.executable, "-m", "worker"),
@@ -69,7 +71,7 @@ def run(
     children = _start(commands, environment)
     copiers = [_follow(name, child, lines, events) for name, child in children.items()]
     try:
-        event = events.get()
+        event = _next_event(events)
         if isinstance(event, _Ended):
             returned = children[event.name].wait()
             lines.say(f"the {event.name} {_ending(returned)}; stopping")
@@ -197,7 +199,7 @@ def _stop(children: _Children, events: _Events, lines: _Lines, grace_s: float) -
     timer.start()
     killed = False
     while running:
-        event = events.get()
+        event = _next_event(events)
         if isinstance(event, _Ended):
             running.discard(event.name)
             continue
@@ -207,6 +209,14 @@ def _stop(children: _Children, events: _Events, lines: _Lines, grace_s: float) -
         killed = True
     timer.cancel()
     return killed
+
+
+def _next_event(events: _Events) -> _Asked | _Ended:
+    # Never one endless wait: of a signal that comes just before it begins, Python would hear only
+    # when it ends.
+    while True:
+        with suppress(queue.Empty):
+            return events.get(timeout=WAIT_S)
 
 
 def _ending(returned: int) -> str:

@@ -1,6 +1,7 @@
 """The worker: takes jobs from the queue, one at a time, until it is told to stop."""
 
 import logging
+import queue
 import signal
 import threading
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ log = logging.getLogger("worker")
 
 # A frozen worker must not hold the database's locks for long: others wait to take over.
 _IDLE_TRANSACTION_S = 10.0
+_WAKE_S = 0.5
 
 
 def main(stages: Mapping[str, str] = STAGES) -> int:
@@ -37,8 +39,7 @@ def main(stages: Mapping[str, str] = STAGES) -> int:
     configure_logs(settings.log_level)
     logging.getLogger("dbos").addFilter(_is_news)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
+    _stop_on_signals(stop)
     try:
         run(settings, stop, stages)
     except Exception:
@@ -71,7 +72,10 @@ def run(
         )
         reaper.start()
         log.info("worker ready", extra={"worker": executor_id})
-        stop.wait()
+        # Never one endless wait: of a signal that comes just before it begins, Python would hear
+        # only when it ends.
+        while not stop.wait(_WAKE_S):
+            pass
         log.info("worker stopping", extra={"worker": executor_id})
     finally:
         stop.set()
@@ -80,6 +84,20 @@ def run(
         lease.release()
         engine.dispose()
     log.info("worker stopped", extra={"worker": executor_id})
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    # A handler interrupts the main thread anywhere, also where it holds the event's own lock: it
+    # may only put into a queue made for that, and another thread sets the event.
+    received: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def obey() -> None:
+        received.get()
+        stop.set()
+
+    threading.Thread(target=obey, name="stop", daemon=True).start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _frame: received.put(number))
 
 
 def _config(settings: WorkerSettings, executor_id: str) -> DBOSConfig:
