@@ -217,6 +217,8 @@ def test_ctrl_c_leaves_the_job_and_says_so(
 ) -> None:
     main_thread = threading.main_thread().ident
     assert main_thread is not None
+    # Where the tests run in the background of a script, the shell has SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt(request: Any) -> Any:
         signal.pthread_kill(main_thread, signal.SIGINT)
@@ -224,7 +226,10 @@ def test_ctrl_c_leaves_the_job_and_says_so(
 
     accepting.answers["GET /jobs/job-1"] = interrupt
     arguments = ["compress", checkpoint, "--architecture=x", "--dataset=pets", "--name=n"]
-    assert run(*arguments, "--wait") == 130
+    try:
+        assert run(*arguments, "--wait") == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "The job goes on; see " in capsys.readouterr().err
 
 
