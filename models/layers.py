@@ -3,11 +3,18 @@
 A binary layer keeps a real-valued *latent* weight for training, computes with its signs (the
 *codes*, -1 or +1, with sign(0) = +1), and multiplies each output channel by a trainable scale::
 
-    y = conv(x, sign(weight)) * scale + bias
+    y = conv(x, scale * sign(weight)) + bias
 
-The codes are what is packed into the artifact; `models.lowering` folds scale and bias away.
+The scale multiplies the weights, not the result, which saves a pass over the activations and one
+over their gradients. The codes are what is packed into the artifact; `models.lowering` folds scale
+and bias away.
+
+While it is trained a layer may have another ``quantizer`` than the sign with its straight-through
+gradient: any differentiable function of the latent weight, of the weight's shape. What the layer is
+when training is over is decided by the signs alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.binarize import sign, sign_straight_through
+
+Quantizer = Callable[[Tensor], Tensor]
 
 
 class BinaryConv2d(nn.Conv2d):
@@ -27,6 +36,7 @@ class BinaryConv2d(nn.Conv2d):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.scale = nn.Parameter(self.weight.new_ones(self.out_channels))
+        self.quantizer: Quantizer = sign_straight_through
 
     @property
     def codes(self) -> Tensor:
@@ -34,9 +44,9 @@ class BinaryConv2d(nn.Conv2d):
         return sign(self.weight.detach()).to(torch.int8)
 
     def forward(self, input: Tensor) -> Tensor:
-        codes = sign_straight_through(self.weight)
-        product: Tensor = self._conv_forward(input, codes, None) * self.scale[:, None, None]
-        return product if self.bias is None else product + self.bias[:, None, None]
+        weight = self.quantizer(self.weight) * self.scale[:, None, None, None]
+        product: Tensor = self._conv_forward(input, weight, self.bias)
+        return product
 
 
 class BinaryLinear(nn.Linear):
@@ -49,6 +59,7 @@ class BinaryLinear(nn.Linear):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.scale = nn.Parameter(self.weight.new_ones(self.out_features))
+        self.quantizer: Quantizer = sign_straight_through
 
     @property
     def codes(self) -> Tensor:
@@ -56,8 +67,7 @@ class BinaryLinear(nn.Linear):
         return sign(self.weight.detach()).to(torch.int8)
 
     def forward(self, input: Tensor) -> Tensor:
-        product = F.linear(input, sign_straight_through(self.weight)) * self.scale
-        return product if self.bias is None else product + self.bias
+        return F.linear(input, self.quantizer(self.weight) * self.scale[:, None], self.bias)
 
 
 BinaryLayer = BinaryConv2d | BinaryLinear

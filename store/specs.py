@@ -81,12 +81,131 @@ class BwnhParameters(_Method):
     )
 
 
-MethodParameters = Annotated[BwnParameters | BwnhParameters, Field(discriminator="name")]
+class BinaryConnectParameters(_Method):
+    """BinaryConnect (Courbariaux et al., NeurIPS 2015): signs alone, no scale."""
 
-METHODS: Mapping[str, type[BwnParameters] | type[BwnhParameters]] = {
+    name: Literal["binary_connect"] = "binary_connect"
+
+
+class SqBwnParameters(_Method):
+    """SQ-BWN (Dong et al., BMVC 2017): ever more filters are binary while the network trains.
+
+    How many, and when, is `FineTuning.binary_fractions`.
+    """
+
+    name: Literal["sq_bwn"] = "sq_bwn"
+
+
+class HwgqBwnParameters(_Method):
+    """The weights of HWGQ (Cai et al., CVPR 2017): BWN with the identity as gradient."""
+
+    name: Literal["hwgq_bwn"] = "hwgq_bwn"
+
+
+MethodParameters = Annotated[
+    BinaryConnectParameters | BwnParameters | BwnhParameters | HwgqBwnParameters | SqBwnParameters,
+    Field(discriminator="name"),
+]
+
+METHODS: Mapping[str, type[_Method]] = {
+    "binary_connect": BinaryConnectParameters,
     "bwn": BwnParameters,
     "bwnh": BwnhParameters,
+    "hwgq_bwn": HwgqBwnParameters,
+    "sq_bwn": SqBwnParameters,
 }
+
+
+class FineTuning(_Strict):
+    """Training of the binarized network with labels, and with the float network as its teacher.
+
+    The latent weights, whose signs are the bits, start from the calibrated codes. The learning rate
+    rises over ``warmup_epochs`` and then falls as ``schedule`` says.
+    """
+
+    epochs: int = Field(ge=1, le=1000)
+    batch_size: int = Field(default=128, ge=2, le=8192, description="Images per step.")
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0, le=10, allow_inf_nan=False)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Of sgd.")
+    weight_decay: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Of layers kept in float; latent weights, scales and batch norm have none.",
+    )
+    warmup_epochs: float = Field(default=0.5, ge=0, le=100, allow_inf_nan=False)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    latent: Literal["magnitude", "mean_magnitude", "code"] = Field(
+        default="magnitude",
+        description="Latent weights at the start: code times |w|, times mean |w|, or the code, in "
+        "units of the filter's mean |w|.",
+    )
+    estimator: Literal["plain", "clipped", "polynomial", "progressive"] = Field(
+        default="plain", description="The gradient that stands in for that of the sign."
+    )
+    distillation: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Weight of the teacher's answers in the loss; the labels have the rest.",
+    )
+    temperature: float = Field(default=2.0, gt=0, le=100, allow_inf_nan=False)
+    feature_distillation: float = Field(
+        default=0.0,
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="Weight of the relative squared error of every block's result.",
+    )
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    batch_norm: Literal["train", "frozen", "reestimate"] = Field(
+        default="train",
+        description="Batch statistics, the calibrated ones, or batch statistics while training and "
+        "an estimate over training images after the last epoch.",
+    )
+    settle_epochs: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="Of the epochs, the last so many with all bits fixed: only scales, biases, "
+        "batch norm and float layers are trained.",
+    )
+    average: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Decay per step of the moving average of all weights, which is what is kept; 0 "
+        "keeps the last weights.",
+    )
+    binary_fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=32,
+        description="Stochastic quantisation: the share of each layer's filters that is binary in "
+        "each of so many equally long parts of the training, the last 1. Absent: all filters, "
+        "always; for sq_bwn 0.5, 0.75, 0.875, 1.",
+    )
+    augmentation: Literal["none", "flip_and_shift", "random_resized_crop"] = "flip_and_shift"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Of products while training; auto is bfloat16 where the processor computes in "
+        "it.",
+    )
+
+    @field_validator("binary_fractions")
+    @classmethod
+    def _ends_binary(cls, fractions: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if fractions is not None and (list(fractions) != sorted(fractions) or fractions[-1] != 1):
+            raise ValueError("binary_fractions must not fall, and must end with 1")
+        return fractions
+
+    @model_validator(mode="after")
+    def _leaves_epochs_to_learn(self) -> "FineTuning":
+        if self.settle_epochs >= self.epochs:
+            raise ValueError("settle_epochs must be fewer than epochs")
+        return self
 
 
 class InputShape(_Strict):
@@ -142,7 +261,12 @@ class CompressSpec(_Strict):
         description="Layers left in float; by default every layer is binarized.",
     )
     calibration_images: int = Field(default=500, ge=1, le=100_000)
-    activation_bits: Literal[32] = 32
+    fine_tune: FineTuning | None = Field(
+        default=None, description="Training after calibration; absent: none."
+    )
+    activation_bits: Literal[32, 8] = Field(
+        default=32, description="Bits of what binary layers are fed; 32 is float32, unrounded."
+    )
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
 
     @field_validator("keep_float")
