@@ -117,7 +117,7 @@ def calibrate_layer(
 
     with torch.inference_mode():
         problem = LayerProblem(weight, statistics, report)
-        filters = METHODS[method](problem, **parameters)
+        filters = METHODS[method].binarize(problem, **parameters)
     return CalibratedLayer(
         name,
         filters.codes.to(torch.int8).reshape(layer.weight.shape).clone(),

@@ -199,7 +199,7 @@ def test_method_parameters_are_those_of_the_specification() -> None:
     for name, method in METHODS.items():
         accepted = {
             parameter.name: parameter.default
-            for parameter in inspect.signature(method).parameters.values()
+            for parameter in inspect.signature(method.binarize).parameters.values()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
         # The pipeline itself re-estimates batch norm, after the last layer of any method.

@@ -8,4 +8,7 @@ from collections.abc import Mapping
 from worker.methods import bwn, bwnh
 from worker.methods.protocol import Method
 
-METHODS: Mapping[str, Method] = {"bwn": bwn.binarize, "bwnh": bwnh.binarize}
+METHODS: Mapping[str, Method] = {
+    "bwn": Method(bwn.binarize),
+    "bwnh": Method(bwnh.binarize),
+}

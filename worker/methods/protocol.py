@@ -49,8 +49,17 @@ class BinaryFilters:
     losses: tuple[float, ...]
 
 
-# Called with a `LayerProblem` and the method's own keyword parameters.
-Method = Callable[..., BinaryFilters]
+@dataclass(frozen=True)
+class Method:
+    """One paper's way to 1-bit weights.
+
+    Attributes:
+        binarize: called with a `LayerProblem` and the method's own keyword parameters.
+        rule: how the method's weights are trained; None where it cannot be.
+    """
+
+    binarize: Callable[..., BinaryFilters]
+    rule: object = None
 
 
 def sign_and_mean_magnitude(weight: Tensor) -> tuple[Tensor, Tensor]:
