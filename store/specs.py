@@ -323,9 +323,13 @@ def _fields_beside(location: Sequence[int | str]) -> Iterable[str]:
     """Return the names of the fields that there are where an unknown one was found."""
     if location[0] == "method":
         return METHODS[str(location[1])].model_fields
-    return (
-        InputShape if location[0] == "input" and len(location) > 1 else CompressSpec
-    ).model_fields
+    if len(location) == 1:
+        return CompressSpec.model_fields
+    return _OBJECTS[str(location[0])].model_fields
+
+
+# The members of a specification that are objects themselves, beside the method.
+_OBJECTS: Mapping[str, type[_Strict]] = {"input": InputShape, "fine_tune": FineTuning}
 
 
 def _remedy_for(location: list[str]) -> str:

@@ -4,7 +4,14 @@ from typing import Any
 import pytest
 
 from store.errors import InvalidSpec
-from store.specs import METHODS, BwnhParameters, BwnParameters, CompressSpec, parse_spec
+from store.specs import (
+    METHODS,
+    BwnhParameters,
+    BwnParameters,
+    CompressSpec,
+    FineTuning,
+    parse_spec,
+)
 
 MINIMAL = {"name": "vgg9", "architecture": "vgg9", "dataset": "cifar10"}
 
@@ -58,7 +65,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"bwn": 1}, "spec.bwn"),
     ({"seed": -1}, "spec.seed"),
     ({"calibration_images": 0}, "spec.calibration_images"),
-    ({"activation_bits": 8}, "spec.activation_bits"),
+    ({"activation_bits": 4}, "spec.activation_bits"),
     ({"keep_float": ["features.0", 1]}, "spec.keep_float.1"),
     ({"method": {"name": "magic"}}, "spec.method.name"),
     ({"method": {"name": "bwnh", "sweeps": -1}}, "spec.method.sweeps"),
@@ -72,6 +79,23 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"input": {"value_range": [1, 1]}}, "spec.input"),
     ({"input": {"height": 100_000}}, "spec.input.height"),
     ({"architecture_parameters": {"width": [1]}}, "spec.architecture_parameters.width"),
+    ({"fine_tune": 3}, "spec.fine_tune"),
+    ({"fine_tune": {}}, "spec.fine_tune.epochs"),
+    ({"fine_tune": {"epochs": 0}}, "spec.fine_tune.epochs"),
+    ({"fine_tune": {"epochs": 1, "epoch": 1}}, "spec.fine_tune.epoch"),
+    ({"fine_tune": {"epochs": 1, "batch_size": 1}}, "spec.fine_tune.batch_size"),
+    ({"fine_tune": {"epochs": 1, "optimizer": "lion"}}, "spec.fine_tune.optimizer"),
+    ({"fine_tune": {"epochs": 1, "learning_rate": 0}}, "spec.fine_tune.learning_rate"),
+    ({"fine_tune": {"epochs": 1, "learning_rate": float("nan")}}, "spec.fine_tune.learning_rate"),
+    ({"fine_tune": {"epochs": 1, "momentum": 1}}, "spec.fine_tune.momentum"),
+    ({"fine_tune": {"epochs": 1, "distillation": 1.5}}, "spec.fine_tune.distillation"),
+    ({"fine_tune": {"epochs": 1, "average": 1}}, "spec.fine_tune.average"),
+    ({"fine_tune": {"epochs": 1, "precision": "float16"}}, "spec.fine_tune.precision"),
+    ({"fine_tune": {"epochs": 2, "settle_epochs": 2}}, "spec.fine_tune"),
+    ({"fine_tune": {"epochs": 1, "binary_fractions": []}}, "spec.fine_tune.binary_fractions"),
+    ({"fine_tune": {"epochs": 1, "binary_fractions": [0, 1]}}, "spec.fine_tune.binary_fractions.0"),
+    ({"fine_tune": {"epochs": 1, "binary_fractions": [0.5]}}, "spec.fine_tune.binary_fractions"),
+    ({"fine_tune": {"epochs": 1, "binary_fractions": [1, 0.5, 1]}}, "spec.fine_tune.binary_fr"),
 ]
 
 
@@ -110,12 +134,17 @@ def test_an_unknown_method_lists_the_known_ones() -> None:
     [
         ({"name": "../x"}, "spec.name", "lower-case letters"),
         ({"checkpoint": "latest"}, "spec.checkpoint", "sha256:"),
-        ({"method": "bwn"}, "spec.method", "there are: bwn, bwnh"),
-        ({"method": {}}, "spec.method.name", "there are: bwn, bwnh"),
+        ({"method": "bwn"}, "spec.method", "binary_connect, bwn, bwnh, hwgq_bwn, sq_bwn"),
+        ({"method": {}}, "spec.method.name", "binary_connect, bwn, bwnh, hwgq_bwn, sq_bwn"),
         ({"method": {"name": "bwnh", "sweps": 1}}, "spec.method.sweps", "sweeps, target"),
         ({"input": {"size": 32}}, "spec.input.size", "channels, height, width"),
         ({"sed": 1}, "spec.sed", "name, architecture"),
-        ({"method": {"name": "sign"}}, "spec.method.name", "there are: bwn, bwnh"),
+        ({"fine_tune": {"epohcs": 1, "epochs": 1}}, "spec.fine_tune.epohcs", "epochs, batch_size"),
+        (
+            {"method": {"name": "sign"}},
+            "spec.method.name",
+            "binary_connect, bwn, bwnh, hwgq_bwn, sq_bwn",
+        ),
     ],
 )
 def test_the_remedy_says_what_is_allowed(change: dict[str, Any], field: str, help: str) -> None:
@@ -123,6 +152,30 @@ def test_the_remedy_says_what_is_allowed(change: dict[str, Any], field: str, hel
         parse_spec(MINIMAL | change)
     assert caught.value.field == field
     assert help in (caught.value.remedy or "")
+
+
+def test_without_being_asked_for_there_is_no_fine_tuning() -> None:
+    assert parse_spec(MINIMAL).fine_tune is None
+    assert parse_spec(MINIMAL | {"fine_tune": None}).fine_tune is None
+
+
+def test_fine_tuning_needs_a_number_of_epochs_and_nothing_else() -> None:
+    spec = parse_spec(MINIMAL | {"fine_tune": {"epochs": 3}})
+    assert spec.fine_tune == FineTuning(epochs=3)
+    assert parse_spec(spec.model_dump_json()) == spec
+
+
+def test_shares_of_binary_filters_grow_and_end_with_all_of_them() -> None:
+    wanted = {"epochs": 4, "binary_fractions": [0.5, 0.75, 1], "settle_epochs": 3}
+    spec = parse_spec(MINIMAL | {"fine_tune": wanted})
+    assert spec.fine_tune is not None
+    assert spec.fine_tune.binary_fractions == (0.5, 0.75, 1.0)
+    assert parse_spec(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_activations_have_eight_bits_or_are_exact(bits: int) -> None:
+    assert parse_spec(MINIMAL | {"activation_bits": bits}).activation_bits == bits
 
 
 def test_layers_kept_in_float_are_few_and_named_once() -> None:
