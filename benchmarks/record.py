@@ -77,4 +77,8 @@ def _processor() -> str:
 
 
 def _module() -> str:
+    """Return the name that ``python -m`` was given."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.name.startswith("benchmarks."):
+        return str(spec.name).removesuffix(".__main__")
     return "benchmarks." + Path(sys.argv[0]).stem

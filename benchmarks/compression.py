@@ -1,0 +1,144 @@
+"""Compression as the benchmarks do it: the job's own code, without its files and processes."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress as Bar
+from torch import nn
+
+from benchmarks.record import peak_mib, reset_peak_memory, resident_mib
+from models.checkpoint_fit import check_fit, restore
+from models.checkpoints import load as load_checkpoint
+from models.preprocessing import InputSpec
+from store.datasets import DatasetStore
+from store.digests import file_digest
+from store.specs import CompressSpec
+from worker.calibration import (
+    CalibratedLayer,
+    CalibrationImages,
+    apply_layer,
+    calibrate_layer,
+    layer_order,
+    recalibrate_batch_norm,
+)
+from worker.data import ImageSet
+from worker.evaluation import accuracy, predict_logits
+from worker.image_cache import DecodedDataset, decode_dataset
+from worker.networks import architecture_arguments, build_network
+
+console = Console()
+Progress = Callable[[float, str], None]
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Progress]:
+    """Show a bar while a long part runs; it disappears when the part is done."""
+    with Bar(console=console, transient=True) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda fraction, message: bar.update(
+            task, completed=fraction, description=f"{title}: {message}"
+        )
+
+
+def read_images(archive: Path, spec: InputSpec, cache: Path) -> DecodedDataset:
+    """Return the images of an archive, decoded; kept below ``cache`` for the next time.
+
+    Raises:
+        InvalidDataset, TooLarge: the archive cannot be used.
+    """
+    name = "images-" + file_digest(archive).removeprefix("sha256:")[:16]
+    with progress("images") as report:
+        report(0.0, f"reading {archive.name}")
+        store = DatasetStore(cache / "datasets")
+        store.ingest(archive, name)
+        return decode_dataset(store, name, spec, cache / "decoded", report)
+
+
+def load_network(spec: CompressSpec, checkpoint: Path, classes: int) -> nn.Module:
+    """Return the full-precision network in evaluation mode.
+
+    Raises:
+        InvalidCheckpoint: the file cannot be read, or does not fit the architecture.
+    """
+    tensors = load_checkpoint(checkpoint)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_fit(shapes, spec.architecture, **architecture_arguments(spec, classes))
+    network = build_network(spec, classes)
+    restore(network, tensors)
+    return network
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A binarized network, the losses of its layers, and what making it took.
+
+    ``losses`` are those of `worker.calibration.CalibratedLayer`, by layer in the order of
+    execution. ``peak_mib`` is the memory held at most, above what was held before.
+    """
+
+    network: nn.Module
+    losses: dict[str, tuple[float, ...]]
+    seconds: float
+    peak_mib: float
+
+
+def calibrate(
+    network: nn.Module, images: CalibrationImages, spec: CompressSpec, *, layers: int | None = None
+) -> Calibration:
+    """Return ``network`` binarized as ``spec`` says; with ``layers``, only its first so many."""
+    reset_peak_memory()
+    before, started = resident_mib(), time.perf_counter()
+    binarized = copy.deepcopy(network)
+    losses: dict[str, tuple[float, ...]] = {}
+    with progress(f"{spec.method.name}, seed {spec.seed}") as report:
+        names = layers_to_binarize(network, spec)[:layers]
+        for name in names:
+            losses[name] = binarize_next(network, binarized, name, images, spec, report).losses
+        if spec.method.recalibrate_batch_norm:
+            recalibrate_batch_norm(binarized, images, report)
+    return Calibration(
+        binarized, losses, time.perf_counter() - started, max(peak_mib() - before, 0.0)
+    )
+
+
+def layers_to_binarize(network: nn.Module, spec: CompressSpec) -> list[str]:
+    """Return the names of the layers that ``spec`` makes binary, in the order of execution."""
+    shape = (spec.input.channels, spec.input.height, spec.input.width)
+    return [name for name in layer_order(network, shape) if name not in spec.keep_float]
+
+
+def binarize_next(
+    network: nn.Module,
+    binarized: nn.Module,
+    name: str,
+    images: CalibrationImages,
+    spec: CompressSpec,
+    report: Progress,
+) -> CalibratedLayer:
+    """Binarize layer ``name`` of ``binarized`` in place, all layers before it being binary."""
+    layer = calibrate_layer(
+        network,
+        binarized,
+        name,
+        images,
+        method=spec.method.name,
+        parameters=spec.method.own_parameters(),
+        seed=spec.seed,
+        progress=report,
+    )
+    apply_layer(binarized, layer)
+    return layer
+
+
+def test_accuracy(
+    predict: Callable[[torch.Tensor], torch.Tensor], images: ImageSet, spec: InputSpec
+) -> float:
+    """Return the share of ``images``, in 0..1, that ``predict`` classifies right."""
+    with progress("evaluating") as report:
+        return accuracy(predict_logits(predict, images, spec, report), images.labels)
