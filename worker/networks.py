@@ -18,6 +18,7 @@ from worker.job_files import FileRef, JobFiles
 MODEL = "model"
 LAYER = "layer:"
 BATCH_NORM = "batch_norm"
+PACKED = "packed"
 
 Refs = Mapping[str, Mapping[str, Any]]
 

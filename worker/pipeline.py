@@ -37,10 +37,10 @@ MAX_RECOVERY_ATTEMPTS = 10
 
 # Where the body of each stage is found: "module:function", see `worker.stage_context.Stage`.
 STAGES: Mapping[str, str] = {
-    "prepare": "worker.stages:prepare",
-    "calibrate": "worker.stages:calibrate",
-    "pack": "worker.stages:pack",
-    "evaluate": "worker.stages:evaluate",
+    "prepare": "worker.stages.prepare:prepare",
+    "calibrate": "worker.stages.calibrate:calibrate",
+    "pack": "worker.stages.pack:pack",
+    "evaluate": "worker.stages.evaluate:evaluate",
 }
 
 # What share of a job's progress is behind it when a stage begins, and when it ends.

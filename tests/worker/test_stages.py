@@ -24,11 +24,14 @@ from store.errors import (
 )
 from store.specs import parse_spec
 from store.uploads import UploadStore
-from worker import stages
 from worker.calibration import load_layer
 from worker.job_files import FileRef, JobFiles
 from worker.settings import WorkerSettings
 from worker.stage_context import StageContext
+from worker.stages.calibrate import calibrate
+from worker.stages.evaluate import evaluate
+from worker.stages.pack import pack
+from worker.stages.prepare import prepare
 
 CLASSES = ("dark", "light", "striped")
 LAYERS = ["features.0", "features.3", "features.7", "classifier"]
@@ -112,20 +115,19 @@ class Run:
 
     def all(self, *, interrupted: bool = False) -> Mapping[str, Any]:
         """Run a whole job; interrupted, every layer has a process of its own."""
-        prepared = self.step(stages.prepare(self.fresh())["prepare"])
-        calibrate = stages.calibrate(self.fresh())
+        prepared = self.step(prepare(self.fresh())["prepare"])
+        steps = calibrate(self.fresh())
         layers = []
         for name in prepared["layers"]:
             if interrupted:
-                calibrate = stages.calibrate(self.fresh())
-            layers.append({**self.step(calibrate["layer"], name=name), "seconds": 0.5})
+                steps = calibrate(self.fresh())
+            layers.append({**self.step(steps["layer"], name=name), "seconds": 0.5})
         if self.context.spec.method.recalibrate_batch_norm:
             if interrupted:
-                calibrate = stages.calibrate(self.fresh())
-            self.step(calibrate["batch_norm"])
-        self.step(stages.pack(self.fresh())["pack"])
-        evaluate = stages.evaluate(self.fresh())["evaluate"]
-        self.step(evaluate, prepared=prepared, layers=layers)
+                steps = calibrate(self.fresh())
+            self.step(steps["batch_norm"])
+        self.step(pack(self.fresh())["pack"])
+        self.step(evaluate(self.fresh())["evaluate"], prepared=prepared, layers=layers)
         return dict(json.loads(self.read("measured")))
 
     def read(self, role: str) -> bytes:
@@ -224,7 +226,7 @@ def test_what_cannot_be_compressed_is_refused_before_anything_is_done(
         changes = {**changes, "input": {"channels": 1, "height": 32, "width": 32}}
     run = Run(context_of(settings, "refused", **changes))
     with pytest.raises(error) as caught:
-        run.step(stages.prepare(run.fresh())["prepare"])
+        run.step(prepare(run.fresh())["prepare"])
     assert caught.value.field == field
     assert words in (caught.value.remedy or "")
     assert not run.context.files.folder.exists()
@@ -237,6 +239,6 @@ def test_a_runtime_that_is_missing_is_told_before_anything_is_done(
     elsewhere = replace(context, settings=settings.model_copy(update={"runtime": "tpu"}))
     run = Run(elsewhere)
     with pytest.raises(Unavailable) as caught:
-        run.step(stages.prepare(run.fresh())["prepare"])
+        run.step(prepare(run.fresh())["prepare"])
     assert "reference" in (caught.value.remedy or "")
     assert not run.context.files.folder.exists()

@@ -1,0 +1,100 @@
+"""The stage of calibration: binarize layer after layer, a durable step each."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from worker.calibration import (
+    CalibratedLayer,
+    CalibrationImages,
+    apply_layer,
+    calibrate_layer,
+    recalibrate_batch_norm,
+    save_layer,
+)
+from worker.data import calibration_images
+from worker.networks import BATCH_NORM, LAYER, input_spec, save_tensors
+from worker.stage_context import Progress, StageContext, Step
+from worker.stages.surroundings import (
+    dataset_of,
+    deterministic,
+    networks_of,
+    splits_of,
+    without_fraction,
+)
+
+
+def calibrate(context: StageContext) -> Mapping[str, Step]:
+    """Make the steps ``layer`` and ``batch_norm``; the networks stay in memory between them."""
+    calibration = _Calibration(context)
+    return {
+        "layer": deterministic(context, calibration.layer),
+        "batch_norm": deterministic(context, calibration.batch_norm),
+    }
+
+
+class _Calibration:
+    """The full-precision and the binarized network of one job, and its calibration images."""
+
+    def __init__(self, context: StageContext) -> None:
+        self._context = context
+        self._networks = networks_of(context, dataset_of(context))
+        self._full: nn.Module | None = None
+        self._binarized: nn.Module | None = None
+        self._done: set[str] = set()
+        self._images: CalibrationImages | None = None
+
+    def layer(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """Binarize the layer ``name``, all layers before it being binary already."""
+        name, method = arguments["name"], self._context.spec.method
+        full, binarized = self._both(arguments["files"])
+        calibrated = calibrate_layer(
+            full,
+            binarized,
+            name,
+            self._calibration_images(progress),
+            method=method.name,
+            parameters=method.own_parameters(),
+            seed=self._context.spec.seed,
+            progress=progress,
+        )
+        ref = self._context.files.write(
+            f"layers/{name}.safetensors", lambda path: save_layer(calibrated, path)
+        )
+        self._apply(binarized, calibrated)
+        return {
+            "name": name,
+            "losses": list(calibrated.losses),
+            "files": {f"{LAYER}{name}": ref.to_json()},
+        }
+
+    def batch_norm(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """Re-estimate the batch-norm statistics of the whole binarized network."""
+        _, binarized = self._both(arguments["files"])
+        images = self._calibration_images(progress)
+        buffers = recalibrate_batch_norm(binarized, images, progress)
+        ref = self._context.files.write("batch-norm.safetensors", partial(save_tensors, buffers))
+        return {"files": {BATCH_NORM: ref.to_json()}}
+
+    def _both(self, refs: Mapping[str, Any]) -> tuple[nn.Module, nn.Module]:
+        if self._full is None or self._binarized is None:
+            self._full = self._networks.full_precision(refs)
+            self._binarized = self._networks.full_precision(refs)
+        # What this process has not made itself, another one made before it died.
+        for layer in self._networks.layers(refs, self._done):
+            self._apply(self._binarized, layer)
+        return self._full, self._binarized
+
+    def _apply(self, binarized: nn.Module, layer: CalibratedLayer) -> None:
+        apply_layer(binarized, layer)
+        self._done.add(layer.name)
+
+    def _calibration_images(self, progress: Progress) -> CalibrationImages:
+        if self._images is None:
+            spec = self._context.spec
+            train = splits_of(self._context, without_fraction(progress)).train
+            chosen, _ = calibration_images(train, spec.seed, spec.calibration_images)
+            self._images = CalibrationImages(chosen, input_spec(spec))
+        return self._images
