@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = {"torch", "numpy", "safetensors", "PIL", "triton", "cuda"}
-PARTS = ["models", "worker/methods", "worker/calibration.py", "worker/training.py"]
+PARTS = ["models", "worker/methods", "worker/calibration.py", "worker/training"]
 
 
 def sources():

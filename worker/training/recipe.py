@@ -1,0 +1,40 @@
+"""How a network is fine-tuned: the settings of one training run, and nothing of the job around it.
+
+The fields are those of ``store.specs.FineTuning``, which documents and bounds them; a test holds
+the two lists equal. They are repeated here so that training runs where pydantic is not installed.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+LatentStart = Literal["magnitude", "mean_magnitude", "code"]
+EstimatorName = Literal["plain", "clipped", "polynomial", "progressive"]
+BatchNormMode = Literal["train", "frozen", "reestimate"]
+Augmentation = Literal["none", "flip_and_shift", "random_resized_crop"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of one training run, made as ``Recipe(**spec.fine_tune.model_dump())``."""
+
+    epochs: int
+    batch_size: int = 128
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    warmup_epochs: float = 0.5
+    schedule: Literal["cosine", "constant"] = "cosine"
+    latent: LatentStart = "magnitude"
+    estimator: EstimatorName = "plain"
+    distillation: float = 1.0
+    temperature: float = 2.0
+    feature_distillation: float = 0.0
+    label_smoothing: float = 0.0
+    batch_norm: BatchNormMode = "train"
+    settle_epochs: int = 0
+    average: float = 0.0
+    binary_fractions: tuple[float, ...] | None = None
+    augmentation: Augmentation = "flip_and_shift"
+    precision: Precision = "auto"
