@@ -7,7 +7,14 @@ epoch that is begun again in a new process sees the same images.
 from collections.abc import Iterator
 from typing import Protocol
 
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 from torch import Tensor
+
+from models.preprocessing import InputSpec, normalise
+from worker.training.recipe import Augmentation
 
 # How far an image is moved in each direction; what comes in at the border is black, pixel value 0.
 SHIFT_PIXELS = 4
