@@ -1,6 +1,6 @@
 """What a job says of its result: the artifact's provenance and the report's measurements."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -9,8 +9,14 @@ from torch import nn
 
 from models.layers import BinaryConv2d, BinaryLinear, binarizable_layers
 from store.specs import CompressSpec
+from worker.agreement import agreement
+from worker.answers import Labels, answers_of
+from worker.confidence import confidence
+from worker.confusion import class_accuracies, confusion_difference
+from worker.evaluation import Logits
 
-SCHEMA = 1
+# 2: classes, confusion, agreement, confidence, layers_by_loss.
+SCHEMA = 2
 
 
 def provenance(spec: CompressSpec, digests: Mapping[str, str]) -> dict[str, Any]:
@@ -55,6 +61,43 @@ def layer_figures(
         }
         for name in order
     ]
+
+
+def layers_by_loss(layers: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return ``name`` and final relative ``loss`` of the binary ``layers``, the largest first.
+
+    ``layers`` are those of `layer_figures`; the loss is that of calibration.
+    """
+    final = [
+        {"name": layer["name"], "loss": layer["losses"][-1]} for layer in layers if layer["losses"]
+    ]
+    return sorted(final, key=lambda layer: -layer["loss"])
+
+
+def answer_figures(
+    logits: Mapping[str, Logits], labels: Labels, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return what the answers of a network's forms show beside their accuracy.
+
+    ``logits`` holds float32 ``(N, K)`` by form: ``full_precision``, which is before compression,
+    ``packed``, which is after, and any others; ``labels`` is int64 ``(N,)``. Members:
+
+    classes: accuracy of each class, by form
+    confusion: which mistakes became more and fewer from before to after
+    agreement: how far the answers after are those before
+    confidence: by form, how sure the answers are and how rightly
+
+    Raises:
+        ValueError: the logits and labels are not of one length, or are empty.
+    """
+    answers = {form: answers_of(found) for form, found in logits.items()}
+    before, after = answers["full_precision"], answers["packed"]
+    return {
+        "classes": class_accuracies(answers, labels, classes),
+        "confusion": confusion_difference(before, after, labels, classes).to_json(),
+        "agreement": agreement(before, after, labels).to_json(),
+        "confidence": {form: confidence(of, labels).to_json() for form, of in answers.items()},
+    }
 
 
 def _version(distribution: str) -> str:

@@ -1,10 +1,14 @@
-"""What an artifact says of where it comes from."""
+"""What an artifact says of where it comes from, and what a report adds to its accuracies."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
 from store.specs import parse_spec
-from worker.report import provenance
+from worker.evaluation import accuracy
+from worker.report import answer_figures, layers_by_loss, provenance
 
 SPEC = parse_spec(
     {
@@ -30,3 +34,36 @@ def test_provenance_names_all_that_the_bytes_depend_on(threads: int) -> None:
     assert set(origin["versions"]) == {"bitpress", "torch", "numpy"}
     assert origin["spec"]["architecture"] == "digits_cnn"
     assert "checkpoint" not in origin["spec"]
+
+
+def test_layers_are_ranked_by_their_last_loss() -> None:
+    layers = [
+        {"name": "conv1", "losses": [0.3, 0.1]},
+        {"name": "kept", "losses": []},
+        {"name": "conv2", "losses": [0.2, 0.15]},
+        {"name": "fc", "losses": [0.1]},
+    ]
+    assert layers_by_loss(layers) == [
+        {"name": "conv2", "loss": 0.15},
+        {"name": "conv1", "loss": 0.1},
+        {"name": "fc", "loss": 0.1},
+    ]
+
+
+def test_the_figures_of_the_answers_agree_with_the_accuracies() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90)
+    logits = {
+        form: (2 * np.eye(3)[labels] + rng.normal(size=(90, 3))).astype(np.float32)
+        for form in ("full_precision", "calibrated", "packed")
+    }
+    figures = answer_figures(logits, labels, ("a", "b", "c"))
+    assert set(figures) == {"classes", "confusion", "agreement", "confidence"}
+    assert json.loads(json.dumps(figures, allow_nan=False))
+    accuracies = {form: accuracy(found, labels) for form, found in logits.items()}
+    assert set(figures["confidence"]) == set(logits)
+    for form, expected in accuracies.items():
+        right = sum(one["images"] * one["accuracy"][form] for one in figures["classes"])
+        assert right == pytest.approx(90 * expected)
+    change = accuracies["packed"] - accuracies["full_precision"]
+    assert figures["agreement"]["change"] == pytest.approx(change)
