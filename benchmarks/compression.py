@@ -100,7 +100,7 @@ def calibrate(
         names = layers_to_binarize(network, spec)[:layers]
         for name in names:
             losses[name] = binarize_next(network, binarized, name, images, spec, report).losses
-        if spec.method.recalibrate_batch_norm:
+        if spec.method.recalibrate_batch_norm == "end":
             recalibrate_batch_norm(binarized, images, report)
     return Calibration(
         binarized, losses, time.perf_counter() - started, max(peak_mib() - before, 0.0)

@@ -39,8 +39,10 @@ class _Method(_Strict):
     """What every method has in common: its name, and what follows after its last layer."""
 
     name: str
-    recalibrate_batch_norm: bool = Field(
-        default=False, description="Re-estimate batch-norm statistics on the calibration images."
+    recalibrate_batch_norm: Literal["never", "end", "each_layer"] = Field(
+        default="never",
+        description="When batch-norm statistics are re-estimated on the calibration images: never, "
+        "after the last layer, or after each layer, so that the next is fitted to what it will see.",
     )
 
     def own_parameters(self) -> dict[str, Any]:

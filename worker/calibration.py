@@ -213,7 +213,7 @@ def _moments(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         raise InvalidSpec(
             "Batch-norm statistics need at least two images.",
             field="spec.calibration_images",
-            remedy="Ask for more calibration images, or switch recalibrate_batch_norm off.",
+            remedy="Ask for more calibration images, or set recalibrate_batch_norm to never.",
         )
     return mean, squares / (count - 1)
 

@@ -1,6 +1,7 @@
 """The durable workflow of a compression job.
 
-``prepare -> calibrate (a step per layer) -> pack -> evaluate -> publish``
+``prepare -> calibrate (a step per layer) -> fine_tune (a step per epoch, where the job asks for
+it) -> pack -> evaluate -> publish``
 
 DBOS records what each step returned: paths, digests, losses, seconds. After a worker died, the
 next one runs this same function again; recorded steps answer from the record, and the work goes on
@@ -28,7 +29,8 @@ from store.jobs import WORKFLOW_NAME
 from store.uploads import UploadStore
 from worker.job_files import STAGED, FileRef, JobFiles
 from worker.settings import WorkerSettings
-from worker.stage_process import StageProcess, WorkerStopping
+from worker.shares import epoch_part, finish_part, stage_shares
+from worker.stage_process import TRAINING_ENVIRONMENT, StageProcess, WorkerStopping
 from worker.stage_server import context_json
 
 log = logging.getLogger("worker.pipeline")
@@ -39,18 +41,13 @@ MAX_RECOVERY_ATTEMPTS = 10
 STAGES: Mapping[str, str] = {
     "prepare": "worker.stages.prepare:prepare",
     "calibrate": "worker.stages.calibrate:calibrate",
+    "fine_tune": "worker.stages.fine_tune:fine_tune",
     "pack": "worker.stages.pack:pack",
     "evaluate": "worker.stages.evaluate:evaluate",
 }
 
-# What share of a job's progress is behind it when a stage begins, and when it ends.
-_SHARES = {
-    "prepare": (0.0, 0.05),
-    "calibrate": (0.05, 0.75),
-    "pack": (0.75, 0.78),
-    "evaluate": (0.78, 0.99),
-    "publish": (0.99, 1.0),
-}
+# What the record of an epoch says beside its seconds.
+_EPOCH_FIGURES = ("epoch", "loss", "train_accuracy", "images_per_second", "learning_rate")
 
 _Report = Callable[[float, str], None]
 
@@ -114,7 +111,9 @@ class _Run:
         self.model: dict[str, Any] | None = None
         self._started_at: str | None = None
         self._progress = 0.0
+        self._shares = stage_shares(fine_tuned=bool(spec.get("fine_tune")))
         self._layers: list[dict[str, Any]] = []
+        self._epochs: list[dict[str, Any]] = []
         self._stage_seconds: dict[str, float] = {}
         # By role ("model", "layer:conv1", "artifact", ...), as the steps recorded them.
         self._refs: dict[str, Any] = {}
@@ -126,10 +125,13 @@ class _Run:
             prepared = self._call(process, "prepare", {})
         with self._stage("calibrate") as process:
             self._calibrate(process, prepared["layers"])
+        if self._spec.get("fine_tune"):
+            with self._stage("fine_tune") as process:
+                self._fine_tune(process, self._spec["fine_tune"]["epochs"])
         with self._stage("pack") as process:
             self._call(process, "pack", {})
         with self._stage("evaluate") as process:
-            known = {"layers": self._layers, "prepared": prepared}
+            known = {"layers": self._layers, "epochs": self._epochs, "prepared": prepared}
             self._call(process, "evaluate", known)
         with self._stage("publish"):
             self.model = self._record(None, (0.0, 1.0), self._publish)["model"]
@@ -137,7 +139,7 @@ class _Run:
 
     def _calibrate(self, process: StageProcess, names: list[str]) -> None:
         slots: list[str | None] = [*names]
-        if self._spec["method"].get("recalibrate_batch_norm"):
+        if self._spec["method"].get("recalibrate_batch_norm") == "end":
             slots.append(None)
         for index, name in enumerate(slots):
             part = (index / len(slots), (index + 1) / len(slots))
@@ -147,6 +149,13 @@ class _Run:
             layer = self._call(process, "layer", {"name": name}, step=name, part=part)
             self._layers.append({key: layer[key] for key in ("name", "losses", "seconds")})
 
+    def _fine_tune(self, process: StageProcess, epochs: int) -> None:
+        for epoch in range(1, epochs + 1):
+            step, part = f"epoch-{epoch:04}", epoch_part(epoch, epochs)
+            done = self._call(process, "epoch", {"epoch": epoch}, step=step, part=part)
+            self._epochs.append({key: done[key] for key in (*_EPOCH_FIGURES, "seconds")})
+        self._call(process, "finish", {}, step="finish", part=finish_part())
+
     def summary(self) -> dict[str, Any]:
         """Return what the job's record keeps once the job is over."""
         return {
@@ -155,6 +164,7 @@ class _Run:
             "progress": round(self._progress, 4),
             "started_at": self._started_at,
             "layers": [{"name": one["name"], "losses": one["losses"]} for one in self._layers],
+            "epochs": self._epochs,
             "stage_seconds": self._rounded_seconds(),
             "model": self.model,
         }
@@ -186,6 +196,7 @@ class _Run:
             context_json(self._job_id, self._spec, settings),
             threads=settings.worker_threads,
             stop=self._pipeline.stop,
+            environment=TRAINING_ENVIRONMENT if stage == "fine_tune" else {},
         )
         with process:
             yield process
@@ -223,7 +234,7 @@ class _Run:
     ) -> dict[str, Any]:
         """Run ``body`` as a durable step, which is ``part`` of its stage, and note its result."""
         self.step = step
-        low, high = _SHARES[self.stage]
+        low, high = self._shares[self.stage]
         begin, width = low + (high - low) * part[0], (high - low) * (part[1] - part[0])
         self._progress = begin
         ran_here = False

@@ -47,7 +47,7 @@ class Installation:
                 "checkpoint": self._checkpoint(folder),
                 "dataset": self._dataset(folder),
                 "input": {"channels": 1, "height": SIDE, "width": SIDE},
-                "method": {"name": "bwnh", "sweeps": 5, "recalibrate_batch_norm": True},
+                "method": {"name": "bwnh", "sweeps": 5, "recalibrate_batch_norm": "end"},
                 "calibration_images": 60,
                 "seed": 3,
             }
@@ -92,7 +92,7 @@ def installation(tmp_path: Path, database_url: str) -> Iterator[Installation]:
 
 
 def expected_steps(spec: CompressSpec) -> set[str]:
-    assert spec.method.recalibrate_batch_norm
+    assert spec.method.recalibrate_batch_norm == "end"
     calibration = [f"calibrate:{step}" for step in (*LAYERS, "batch-norm")]
     return {"begin", "prepare", *calibration, "pack", "evaluate", "publish"}
 

@@ -56,12 +56,60 @@ def test_batch_norm_is_estimated_again_only_where_asked(shared_service: Service,
         client = shared_service.jobs._client
         return [step["function_name"] for step in client.list_workflow_steps(job_id)]
 
-    wanted = {"name": "bwn", "recalibrate_batch_norm": True}
+    wanted = {"name": "bwn", "recalibrate_batch_norm": "end"}
     other = shared_service.finished(shared_service.submit(method=wanted))
     layers = ["calibrate:first", "calibrate:second", "calibrate:third"]
     assert steps(job.id) == ["begin", "prepare", *layers, "pack", "evaluate", "publish"]
     assert steps(other.id)[2:6] == [*layers, "calibrate:batch-norm"]
     assert len(other.layers) == 3
+
+
+def test_fine_tuning_is_a_step_per_epoch_and_one_to_finish(shared_service: Service) -> None:
+    job = shared_service.finished(shared_service.submit(epochs=2))
+    client = shared_service.jobs._client
+    steps = [step["function_name"] for step in client.list_workflow_steps(job.id)]
+    fine_tuning = [f"fine_tune:{step}" for step in ("epoch-0001", "epoch-0002", "finish")]
+    assert steps[5:] == [*fine_tuning, "pack", "evaluate", "publish"]
+    assert list(job.stage_seconds) == [*STAGES[:2], "fine_tune", *STAGES[2:]]
+    assert [(epoch["epoch"], epoch["loss"]) for epoch in job.epochs] == [(1, 1.0), (2, 0.5)]
+    assert all(epoch["train_accuracy"] == 0.5 for epoch in job.epochs)
+    assert all(
+        {"images_per_second", "learning_rate", "seconds"} < epoch.keys() for epoch in job.epochs
+    )
+    report = models_of(shared_service).resolve(job.model["name"], job.model["version"]).report
+    assert report["epochs"] == list(job.epochs)
+    assert shared_service.files(job.id) == ["report.json"]
+
+
+def test_a_job_without_fine_tuning_has_no_such_stage(job: Job) -> None:
+    assert job.epochs == ()
+    assert "fine_tune" not in job.stage_seconds
+
+
+def test_a_job_that_is_being_fine_tuned_shows_its_finished_epochs(
+    shared_service: Service, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    job_id = shared_service.submit(epochs=3, epoch2="gate", gate=tmp_path)
+
+    def told() -> bool:
+        return shared_service.jobs.get(job_id).message == "step 5 of 10 of epoch 2"
+
+    wait_until(told, "the step's message")
+    job = shared_service.jobs.get(job_id)
+    assert (job.state, job.stage, job.step) == ("running", "fine_tune", "epoch-0002")
+    assert [epoch["epoch"] for epoch in job.epochs] == [1]
+    assert "files" not in job.epochs[0]
+    # Half of the second of three epochs is about the middle of the training.
+    assert 0.4 < job.progress < 0.6
+    (tmp_path / "open-epoch2").touch()
+    assert len(shared_service.finished(job_id).epochs) == 3
+
+
+def test_a_crash_in_an_epoch_keeps_the_epochs_before_it(shared_service: Service) -> None:
+    job = shared_service.finished(shared_service.submit(epochs=3, epoch3="killed"))
+    assert (job.state, job.stage, job.step) == ("failed", "fine_tune", "epoch-0003")
+    assert [epoch["epoch"] for epoch in job.epochs] == [1, 2]
+    assert "training/0002.safetensors" in shared_service.files(job.id)
 
 
 def test_a_running_job_tells_how_far_it_is(

@@ -122,7 +122,7 @@ class Run:
             if interrupted:
                 steps = calibrate(self.fresh())
             layers.append({**self.step(steps["layer"], name=name), "seconds": 0.5})
-        if self.context.spec.method.recalibrate_batch_norm:
+        if self.context.spec.method.recalibrate_batch_norm == "end":
             if interrupted:
                 steps = calibrate(self.fresh())
             self.step(steps["batch_norm"])
@@ -175,9 +175,9 @@ def test_an_artifact_tells_where_it_comes_from_but_not_which_job_made_it(
     assert set(packed.provenance["versions"]) == {"bitpress", "torch", "numpy"}
 
 
-@pytest.mark.parametrize("recalibrate", [False, True])
+@pytest.mark.parametrize("recalibrate", ["never", "end", "each_layer"])
 def test_a_job_interrupted_after_every_layer_gives_the_same_bytes(
-    settings: WorkerSettings, recalibrate: bool
+    settings: WorkerSettings, recalibrate: str
 ) -> None:
     method = {"name": "bwnh", "sweeps": 3, "recalibrate_batch_norm": recalibrate}
     smooth = Run(context_of(settings, f"smooth-{recalibrate}", method=method))
