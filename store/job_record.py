@@ -37,7 +37,9 @@ class Job:
     """A compression job as it stands now. Times are ISO 8601 in UTC, ``progress`` is in 0..1.
 
     ``spec`` is the specification as it was stored, perhaps by another release of bitpress;
-    ``layers`` holds ``{"name", "losses"}`` of every calibrated layer so far, in order;
+    ``layers`` holds ``{"name", "losses"}`` of every calibrated layer so far, in order; ``epochs``
+    the figures of every epoch of fine-tuning (``epoch`` from 1, ``loss``, ``train_accuracy``,
+    ``images_per_second``, ``learning_rate``, ``seconds``);
     ``problem`` is the problem document of a failed job; ``model`` is ``{"name", "version"}``.
     """
 
@@ -53,6 +55,7 @@ class Job:
     progress: float = 0.0
     message: str | None = None
     layers: tuple[Mapping[str, Any], ...] = ()
+    epochs: tuple[Mapping[str, Any], ...] = ()
     problem: Mapping[str, Any] | None = None
     model: Mapping[str, Any] | None = None
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -97,6 +100,7 @@ def running_summary(
     ``progress`` is the last event, ``outputs`` are the steps' names and recorded outputs.
     """
     layers: list[dict[str, Any]] = []
+    epochs: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
     for name, output in outputs:
         if not isinstance(output, Mapping) or "seconds" not in output:
@@ -105,7 +109,9 @@ def running_summary(
         seconds[stage] = round(seconds.get(stage, 0.0) + float(output["seconds"]), 3)
         if "losses" in output:
             layers.append({"name": output["name"], "losses": output["losses"]})
-    return {**(progress or {}), "layers": layers, "stage_seconds": seconds}
+        elif "epoch" in output:
+            epochs.append({key: value for key, value in output.items() if key != "files"})
+    return {**(progress or {}), "layers": layers, "epochs": epochs, "stage_seconds": seconds}
 
 
 def job_of(status: WorkflowStatus, running: Mapping[str, Any] | None = None) -> Job:
@@ -136,6 +142,7 @@ def job_of(status: WorkflowStatus, running: Mapping[str, Any] | None = None) -> 
         progress=1.0 if state == "succeeded" else float(summary.get("progress") or 0.0),
         message=summary.get("message"),
         layers=tuple(summary.get("layers") or ()),
+        epochs=tuple(summary.get("epochs") or ()),
         problem=problem,
         model=summary.get("model"),
         stage_seconds=dict(summary.get("stage_seconds") or {}),

@@ -31,6 +31,18 @@ _REPORT_S = 1.0
 _EXIT_S = 5.0
 
 
+# A training step allocates and frees the same large activation maps again and again. By default
+# glibc takes each from the system by mmap and gives it back, and the kernel zeroes its pages every
+# time: with these the memory stays with the process, which trains about 15 % faster (VGG-9, batches
+# of 128). Other C libraries ignore them. They are for this child alone because it never gives
+# memory back before it ends, as the next stage's child could not go without.
+TRAINING_ENVIRONMENT: Mapping[str, str] = {
+    "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+}
+
+
 class WorkerStopping(BaseException):
     """The worker is being stopped; the job goes on with the next one.
 
@@ -41,8 +53,9 @@ class WorkerStopping(BaseException):
 class StageProcess:
     """Runs the steps of the stage ``target`` (``module:function``) in one child process.
 
-    The child is started at the first call. It must be started from a thread that outlives it: the
-    kernel kills the child when the thread ends that started it.
+    The child is started at the first call, with ``environment`` beside the worker's own. It must be
+    started from a thread that outlives it: the kernel kills the child when the thread ends that
+    started it.
     """
 
     def __init__(
@@ -52,10 +65,11 @@ class StageProcess:
         *,
         threads: int,
         stop: threading.Event,
+        environment: Mapping[str, str] | None = None,
         report_every_s: float = _REPORT_S,
     ) -> None:
         self._hello = {"target": target, "context": dict(context)}
-        self._threads = threads
+        self._environment = {**(environment or {}), "OMP_NUM_THREADS": str(threads)}
         self._stop = stop
         self._report_every_s = report_every_s
         self._process: subprocess.Popen[bytes] | None = None
@@ -130,7 +144,7 @@ class StageProcess:
         if self._connection is None:
             ours, theirs = Pipe()
             with theirs:
-                self._process = _spawn(theirs.fileno(), self._threads)
+                self._process = _spawn(theirs.fileno(), self._environment)
             self._connection = ours
             _send(ours, self._hello)
         return self._connection
@@ -183,7 +197,7 @@ class StageProcess:
 _KEPT_FROM_STAGES = "BITPRESS_DATABASE_URL"
 
 
-def _spawn(descriptor: int, threads: int) -> subprocess.Popen[bytes]:
+def _spawn(descriptor: int, additions: Mapping[str, str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "worker.stage_server", str(descriptor), str(os.getpid())]
     environment = {k: v for k, v in os.environ.items() if k.upper() != _KEPT_FROM_STAGES}
     # A signal to the whole process group (Ctrl-C) is the worker's to handle. The child starts
@@ -194,7 +208,7 @@ def _spawn(descriptor: int, threads: int) -> subprocess.Popen[bytes]:
             command,
             stdin=subprocess.DEVNULL,
             pass_fds=(descriptor,),
-            env={**environment, "OMP_NUM_THREADS": str(threads)},
+            env={**environment, **additions},
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

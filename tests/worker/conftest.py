@@ -19,7 +19,8 @@ from worker.settings import WorkerSettings
 
 REPOSITORY = Path(__file__).parents[2]
 FAKE_STAGES = {
-    stage: f"fake_stages:{stage}" for stage in ("prepare", "calibrate", "pack", "evaluate")
+    stage: f"fake_stages:{stage}"
+    for stage in ("prepare", "calibrate", "fine_tune", "pack", "evaluate")
 }
 
 FAKE_STAGES_PATH = [str(Path(__file__).parent), str(REPOSITORY)]
@@ -73,6 +74,7 @@ class Service:
         self,
         method: Mapping[str, Any] | None = None,
         checkpoint: str = "sha256:" + "0" * 64,
+        epochs: int = 0,
         **fates: object,
     ) -> str:
         """Submit a job of the fake stages, whose steps meet ``fates``; return its id."""
@@ -83,6 +85,7 @@ class Service:
             "checkpoint": checkpoint,
             "dataset": "digits",
             "method": method or {"name": "bwn"},
+            "fine_tune": {"epochs": epochs} if epochs else None,
         }
         return self.jobs.submit(parse_spec(spec)).id
 

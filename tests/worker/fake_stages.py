@@ -83,6 +83,33 @@ def calibrate(context: StageContext) -> Mapping[str, Step]:
     return {"layer": layer, "batch_norm": batch_norm}
 
 
+def fine_tune(context: StageContext) -> Mapping[str, Step]:
+    def epoch(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        number = arguments["epoch"]
+        if number > 1:
+            before = arguments["files"]["training"]
+            assert before["path"].endswith(f"/training/{number - 1:04}.safetensors")
+            context.files.resolve(FileRef.from_json(before))
+        progress(0.5, f"step 5 of 10 of epoch {number}")
+        _step(context, f"epoch{number}")
+        ref = context.files.write(f"training/{number:04}.safetensors", lambda p: _fill(p, b"state"))
+        return {
+            "epoch": number,
+            "loss": 1 / number,
+            "train_accuracy": 0.5,
+            "images_per_second": 100.0,
+            "learning_rate": 0.001,
+            "files": {"training": ref.to_json()},
+        }
+
+    def finish(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        context.files.resolve(FileRef.from_json(arguments["files"]["training"]))
+        ref = context.files.write("fine-tuned.safetensors", lambda path: _fill(path, b"tuned"))
+        return {"files": {"fine_tuned": ref.to_json()}}
+
+    return {"epoch": epoch, "finish": finish}
+
+
 def pack(context: StageContext) -> Mapping[str, Step]:
     def pack(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         _step(context, "pack")
@@ -99,7 +126,12 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
         def write(name: str, content: bytes) -> dict[str, str]:
             return context.files.write(name, lambda path: _fill(path, content)).to_json()
 
-        measured = {"schema": 1, "layers": arguments["layers"], "seed": context.spec.seed}
+        measured = {
+            "schema": 1,
+            "layers": arguments["layers"],
+            "epochs": arguments["epochs"],
+            "seed": context.spec.seed,
+        }
         return {
             "files": {
                 "artifact": write(f"staged/{ARTIFACT}", b"artifact"),

@@ -13,7 +13,7 @@ import pytest
 
 from store.errors import InvalidCheckpoint, JobCrashed, StorageExhausted
 from worker.settings import WorkerSettings
-from worker.stage_process import StageProcess, WorkerStopping
+from worker.stage_process import TRAINING_ENVIRONMENT, StageProcess, WorkerStopping
 from worker.stage_server import context_json
 
 REPOSITORY = Path(__file__).parents[2]
@@ -73,6 +73,18 @@ def test_the_child_has_the_settings_but_not_the_database(
     assert "secret" not in str(found)
     assert found["data_dir"] == str(settings.data_dir)
     assert found["threads"] == "3"
+
+
+def test_a_stage_may_have_more_in_its_environment_than_the_worker(
+    fake_stages: dict[str, str], settings: WorkerSettings, stop: threading.Event
+) -> None:
+    context = context_json("job", SPEC, settings)
+    with StageProcess(
+        "fake_stages:probe", context, threads=3, stop=stop, environment=TRAINING_ENVIRONMENT
+    ) as process:
+        found = process.call("surroundings", {}, ignore)["environment"]
+    assert TRAINING_ENVIRONMENT.items() <= found.items()
+    assert not TRAINING_ENVIRONMENT.keys() & os.environ.keys()
 
 
 def test_a_database_password_does_not_reach_the_child(settings: WorkerSettings) -> None:
