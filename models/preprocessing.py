@@ -8,7 +8,8 @@ what is refused here is data that is not an image, or not a whole one.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Final
@@ -25,6 +26,8 @@ MIN_SIDE_PIXELS: Final = 4
 MAX_SIDE_PIXELS: Final = 4096
 MAX_DECODED_PIXELS: Final = 89_478_485  # where Pillow begins to warn of a decompression bomb
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom; in pixels of an image
+
 _MODES: Final = {1: "L", 3: "RGB"}
 _REMEDY: Final = "Send a whole JPEG, PNG, BMP, WebP, GIF or PPM image."
 
@@ -36,6 +39,9 @@ class InputSpec:
     A pixel p in 0..255 of channel c becomes ``(low + (high - low) * p / 255 - mean[c]) / std[c]``
     with ``low, high = value_range``.
 
+    ``resize`` is the short side, in pixels, that an image is resized to before its centre is cut
+    out: 256 for 224 x 224 in the usual evaluation on ImageNet. None: as small as covers the input.
+
     Raises:
         ValueError: a value is out of range, or not finite.
     """
@@ -46,6 +52,7 @@ class InputSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     value_range: tuple[float, float] = (0.0, 1.0)
+    resize: int | None = None
 
     def __post_init__(self) -> None:
         if type(self.channels) is not int or self.channels not in _MODES:
@@ -60,6 +67,14 @@ class InputSpec:
             raise ValueError("std must be positive")
         if not self.value_range[0] < self.value_range[1]:
             raise ValueError("value_range must have its low end below its high end")
+        if self.resize is not None and (
+            type(self.resize) is not int
+            or not max(self.height, self.width) <= self.resize <= MAX_SIDE_PIXELS
+        ):
+            raise ValueError(
+                f"resize must be an integer from the larger of height and width to "
+                f"{MAX_SIDE_PIXELS}"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -67,8 +82,8 @@ class InputSpec:
         return (self.channels, self.height, self.width)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the members as JSON values."""
-        return {
+        """Return the members as JSON values; ``resize`` only where there is one."""
+        members: dict[str, Any] = {
             "channels": self.channels,
             "height": self.height,
             "width": self.width,
@@ -76,10 +91,11 @@ class InputSpec:
             "std": list(self.std),
             "value_range": list(self.value_range),
         }
+        return members if self.resize is None else members | {"resize": self.resize}
 
     @classmethod
     def from_json(cls, data: Any) -> "InputSpec":
-        """Return the specification that ``to_json`` gave; every member must be there.
+        """Return the specification that ``to_json`` gave; only ``resize`` may be absent.
 
         Raises:
             ValueError: naming the first defect.
@@ -87,9 +103,11 @@ class InputSpec:
         members = {"channels", "height", "width", "mean", "std", "value_range"}
         if not isinstance(data, Mapping):
             raise ValueError("must be an object")
-        if set(data) != members:
-            odd = sorted(map(repr, set(data) ^ members))
+        if set(data) - {"resize"} != members:
+            odd = sorted(map(repr, (set(data) - {"resize"}) ^ members))
             raise ValueError(f"missing or unknown members: {', '.join(odd)}")
+        if "resize" in data and data["resize"] is None:
+            raise ValueError("resize must be a number where it is there")
         return cls(**data)
 
 
@@ -110,26 +128,27 @@ def decode_image(data: bytes, spec: InputSpec) -> NDArray[np.uint8]:
     Transparent parts are laid over white; 16-bit greys are scaled to 8 bits; of an animation the
     first frame counts. An image of another size is resized (bilinear, antialiased) until it just
     covers the wanted one, and cropped about its centre; one of the wanted size is taken as it is.
+    With ``spec.resize`` every image is resized until its short side is that, and then cropped.
 
     Raises:
         InvalidImage: not an image of a known format, damaged, truncated, or under 4 pixels a side.
     """
+    with open_image(data) as image:
+        image.load()
+        return _fit(flat_colours(image, spec.channels), spec)
+
+
+@contextmanager
+def open_image(data: bytes) -> Iterator[Image.Image]:
+    """Open an encoded image whose pixels are within the limits, and are not decoded yet.
+
+    Raises:
+        InvalidImage: as in `decode_image`; also for what Pillow raises while the image is open.
+    """
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if min(width, height) < MIN_SIDE_PIXELS:
-                raise InvalidImage(
-                    f"The image is {width} x {height} pixels, too small to show anything.",
-                    remedy=f"Send an image of at least {MIN_SIDE_PIXELS} pixels a side.",
-                )
-            if width * height > MAX_DECODED_PIXELS:
-                raise InvalidImage(
-                    f"The image has {width} x {height} pixels.",
-                    remedy=f"Send an image of at most {MAX_DECODED_PIXELS} pixels.",
-                )
-            image.load()
-            pixels = _flat_colours(image, _MODES[spec.channels])
-            return _fit(pixels, spec)
+            _check_size(*image.size)
+            yield image
     except InvalidImage:
         raise
     except UnidentifiedImageError:
@@ -154,8 +173,22 @@ def decode_image(data: bytes, spec: InputSpec) -> NDArray[np.uint8]:
         raise InvalidImage("The image is damaged or truncated.", remedy=_REMEDY) from None
 
 
-def _flat_colours(image: Image.Image, mode: str) -> Image.Image:
-    """Return ``image`` in ``mode``, L or RGB, without transparency and in 8 bits."""
+def _check_size(width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE_PIXELS:
+        raise InvalidImage(
+            f"The image is {width} x {height} pixels, too small to show anything.",
+            remedy=f"Send an image of at least {MIN_SIDE_PIXELS} pixels a side.",
+        )
+    if width * height > MAX_DECODED_PIXELS:
+        raise InvalidImage(
+            f"The image has {width} x {height} pixels.",
+            remedy=f"Send an image of at most {MAX_DECODED_PIXELS} pixels.",
+        )
+
+
+def flat_colours(image: Image.Image, channels: int) -> Image.Image:
+    """Return ``image`` in mode L (1 channel) or RGB (3), without transparency and in 8 bits."""
+    mode = _MODES[channels]
     if image.mode == "F":
         raise InvalidImage("The image holds floating-point pixels.", remedy=_REMEDY)
     if image.mode.startswith("I"):
@@ -171,20 +204,38 @@ def _flat_colours(image: Image.Image, mode: str) -> Image.Image:
 
 def _fit(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     wanted = (spec.width, spec.height)
-    if image.size != wanted:
-        # Resize and crop at once: a long thin image would grow out of bounds in between.
-        width, height = image.size
-        scale = min(width / spec.width, height / spec.height)
-        crop_width, crop_height = scale * spec.width, scale * spec.height
-        left, top = (width - crop_width) / 2, (height - crop_height) / 2
-        box = (
-            max(left, 0.0),
-            max(top, 0.0),
-            min(left + crop_width, width),
-            min(top + crop_height, height),
-        )
+    # Resize and crop at once: a long thin image would grow out of bounds in between.
+    if spec.resize is not None:
+        box = _centre_of_resized(image.size, wanted, spec.resize)
+        image = image.resize(wanted, Image.Resampling.BILINEAR, box=box)
+    elif image.size != wanted:
+        box = _covering_centre(image.size, wanted)
         image = image.resize(wanted, Image.Resampling.BILINEAR, box=box)
     return np.array(image, dtype=np.uint8).reshape(spec.height, spec.width, spec.channels)
+
+
+def _covering_centre(size: tuple[int, int], wanted: tuple[int, int]) -> Box:
+    """Return the largest part of the shape ``wanted``, (width, height), about the centre."""
+    scale = min(size[0] / wanted[0], size[1] / wanted[1])
+    sides = [scale * side for side in wanted]
+    starts = [max((whole - side) / 2, 0.0) for whole, side in zip(size, sides, strict=True)]
+    ends = [min((whole - side) / 2 + side, whole) for whole, side in zip(size, sides, strict=True)]
+    return (starts[0], starts[1], ends[0], ends[1])
+
+
+def _centre_of_resized(size: tuple[int, int], wanted: tuple[int, int], short: int) -> Box:
+    """Return the part that the centre ``wanted`` of the image, resized to ``short``, comes from.
+
+    The whole pixels of the image in between count, as where both steps are taken: its long side
+    is rounded down, and the centre's place to the nearest pixel, halves to the even one.
+    """
+    spans = []
+    for whole, side in zip(size, wanted, strict=True):
+        resized = short * whole // min(size)
+        start = round((resized - side) / 2)
+        spans.append((start * whole / resized, (start + side) * whole / resized))
+    (left, right), (top, bottom) = spans
+    return (left, top, right, bottom)
 
 
 def normalise(images: NDArray[np.uint8], spec: InputSpec) -> torch.Tensor:
