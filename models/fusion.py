@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.attributes import Activation
-from models.operators import Activate, Add, Affine, Conv2d, Linear, Operator, Subsample
+from models.operators import Activate, Add, Affine, Conv2d, Linear, Operator, Quantize, Subsample
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -55,6 +55,26 @@ def without_dead(drafts: Sequence[Draft], output: str) -> list[Draft]:
             needed |= set(draft.operator.sources)
             alive.append(draft)
     return alive[::-1]
+
+
+def without_repeated_quantizers(drafts: Sequence[Draft]) -> list[Draft]:
+    """Return the drafts without those that quantize a value as an earlier one does already.
+
+    So it is where two layers are fed the same value, as at the start of a residual block that
+    changes the size. A network's output is no quantized value.
+    """
+    kept: list[Draft] = []
+    first: dict[Operator, str] = {}
+    same: dict[str, str] = {}
+    for draft in drafts:
+        operator = renamed(draft.operator, same)
+        if isinstance(operator, Quantize):
+            name = first.setdefault(replace(operator, name=""), operator.name)
+            if name != operator.name:
+                same[operator.name] = name
+                continue
+        kept.append(Draft(operator, draft.arrays))
+    return kept
 
 
 def fuse(drafts: Sequence[Draft], output: str) -> tuple[list[Draft], str]:

@@ -20,6 +20,7 @@ from store.errors import InvalidArtifact
 class BinaryWeight:
     """What a binary layer computes with: ``codes`` int8, ``scale`` and ``bias`` float64 (N,)."""
 
+    layer: str  # its name in the network
     codes: NDArray[np.int8]
     scale: NDArray[np.float64]
     bias: NDArray[np.float64]

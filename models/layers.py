@@ -12,6 +12,9 @@ and bias away.
 While it is trained a layer may have another ``quantizer`` than the sign with its straight-through
 gradient: any differentiable function of the latent weight, of the weight's shape. What the layer is
 when training is over is decided by the signs alone.
+
+Where activations have 8 bits, the layer's ``input_quantizer`` rounds what it is fed
+(`models.quantization`).
 """
 
 from collections.abc import Callable
@@ -37,6 +40,7 @@ class BinaryConv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)
         self.scale = nn.Parameter(self.weight.new_ones(self.out_channels))
         self.quantizer: Quantizer = sign_straight_through
+        self.input_quantizer: nn.Module | None = None
 
     @property
     def codes(self) -> Tensor:
@@ -44,6 +48,8 @@ class BinaryConv2d(nn.Conv2d):
         return sign(self.weight.detach()).to(torch.int8)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.input_quantizer is not None:
+            input = self.input_quantizer(input)
         weight = self.quantizer(self.weight) * self.scale[:, None, None, None]
         product: Tensor = self._conv_forward(input, weight, self.bias)
         return product
@@ -60,6 +66,7 @@ class BinaryLinear(nn.Linear):
         super().__init__(*args, **kwargs)
         self.scale = nn.Parameter(self.weight.new_ones(self.out_features))
         self.quantizer: Quantizer = sign_straight_through
+        self.input_quantizer: nn.Module | None = None
 
     @property
     def codes(self) -> Tensor:
@@ -67,6 +74,8 @@ class BinaryLinear(nn.Linear):
         return sign(self.weight.detach()).to(torch.int8)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.input_quantizer is not None:
+            input = self.input_quantizer(input)
         return F.linear(input, self.quantizer(self.weight) * self.scale[:, None], self.bias)
 
 

@@ -27,7 +27,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from models import bits
-from models.fusion import Draft, fuse, renamed, without_dead
+from models.fusion import Draft, fuse, renamed, without_dead, without_repeated_quantizers
 from models.graph import BinaryWeight
 from models.layers import BinaryConv2d, BinaryLinear, plain_layer, replace_layer
 from models.operators import Conv2d, Linear, Operator
@@ -50,7 +50,8 @@ def lower(
     plain, binary = _with_plain_layers(module)
     program = _export(plain, input_shape)
     drafts, output, layers = translate(program, binary, input_shape)
-    drafts, output = fuse(without_dead(drafts, output), output)
+    drafts = without_repeated_quantizers(without_dead(drafts, output))
+    drafts, output = fuse(drafts, output)
     names = _readable_names(drafts, layers)
     nodes: list[Operator] = []
     tensors: dict[str, NDArray[Any]] = {}
@@ -70,19 +71,29 @@ def _with_plain_layers(module: nn.Module) -> tuple[nn.Module, dict[str, BinaryWe
     for name, layer in list(plain.named_modules(remove_duplicate=False)):
         if not isinstance(layer, BinaryConv2d | BinaryLinear):
             continue
-        swapped.setdefault(layer, plain_layer(layer))
+        if layer not in swapped:
+            swapped[layer] = _plain_form(layer)
         if name:
             replace_layer(plain, name, swapped[layer])
         else:
             plain = swapped[layer]
-        binary[f"{name}.weight".removeprefix(".")] = _binary_weight(layer)
+        parameter = "weight" if layer.input_quantizer is None else "1.weight"
+        binary[f"{name}.{parameter}".removeprefix(".")] = _binary_weight(name or "weight", layer)
     return plain.requires_grad_(False), binary
 
 
-def _binary_weight(layer: BinaryConv2d | BinaryLinear) -> BinaryWeight:
+def _plain_form(layer: BinaryConv2d | BinaryLinear) -> nn.Module:
+    """Return a layer that holds the codes, behind the quantizer of what ``layer`` is fed."""
+    plain = plain_layer(layer)
+    if layer.input_quantizer is None:
+        return plain
+    return nn.Sequential(layer.input_quantizer, plain)
+
+
+def _binary_weight(name: str, layer: BinaryConv2d | BinaryLinear) -> BinaryWeight:
     scale = layer.scale.detach().double().numpy()
     bias = np.zeros_like(scale) if layer.bias is None else layer.bias.detach().double().numpy()
-    return BinaryWeight(layer.codes.numpy(), scale, bias)
+    return BinaryWeight(name, layer.codes.numpy(), scale, bias)
 
 
 def _export(module: nn.Module, input_shape: tuple[int, int, int]) -> ExportedProgram:

@@ -16,6 +16,8 @@ from math import prod
 from types import MappingProxyType
 from typing import ClassVar, Final, Literal, NoReturn
 
+import numpy as np
+
 from models.attributes import (
     Activation,
     activation,
@@ -215,7 +217,9 @@ class Quantize(_Unary):
     """Round to one of ``2**bits`` evenly spaced numbers, ``low + step * q``.
 
     ``q = clamp(floor((x - low) / step + 1/2), 0, 2**bits - 1)``; for one bit, q is 1 exactly
-    where ``x >= low + step / 2``.
+    where ``x >= low + step / 2``. ``zero`` is the q that stands for 0, or None where 0 is none of
+    the numbers. Where it is one, products of packed bits with the result are sums of integers
+    (docs/FORMAT.md, section 4.4).
     """
 
     op: ClassVar[str] = "quantize"
@@ -223,6 +227,10 @@ class Quantize(_Unary):
     bits: Literal[8, 4, 2, 1] = field(metadata=attribute(choice((8, 4, 2, 1))))
     low: float = field(metadata=attribute(number()))
     step: float = field(metadata=attribute(number(positive=True)))
+
+    @property
+    def zero(self) -> int | None:
+        return zero_level(self.bits, self.low, self.step)
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
         return shapes[0]
@@ -401,6 +409,15 @@ OPERATORS: Final = _kinds(
     PadChannels,
     Flatten,
 )
+
+
+def zero_level(bits: int, low: float, step: float) -> int | None:
+    """Return the k in ``0..2**bits - 1`` with ``low = -k * step`` in float32, if there is one."""
+    first, width = np.float32(low), np.float32(step)
+    with np.errstate(over="ignore"):
+        zero = np.rint(-first / width)
+        found = 0 <= zero < 2**bits and np.float32(zero) * width == -first
+    return int(zero) if found else None
 
 
 def _slope(activation: Activation | None, channels: int) -> dict[str, TensorSpec]:

@@ -29,9 +29,11 @@ from models.operators import (
     Linear,
     MaxPool2d,
     PadChannels,
+    Quantize,
     Subsample,
 )
 from models.plan import INPUT
+from models.quantization import quantize_straight_through
 from store.errors import InvalidArtifact
 
 Arguments = Mapping[str, Any]
@@ -152,13 +154,16 @@ def _linear(work: Translation, node: fx.Node, arguments: Arguments) -> None:
 def _weights(work: Translation, node: fx.Node, arguments: Arguments) -> tuple[str, Arrays]:
     """Return the layer's name, its weights, and scale and bias as an affine map."""
     name, weight = work.tensor(node, arguments["weight"])
-    layer = name.removesuffix(".weight")
     if name in work.binary:
         binary = work.binary[name]
-        return layer, {"codes": binary.codes, "affine": np.stack([binary.scale, binary.bias])}
+        return binary.layer, {
+            "codes": binary.codes,
+            "affine": np.stack([binary.scale, binary.bias]),
+        }
     bias = arguments["bias"]
     shift = np.zeros(len(weight)) if bias is None else _float64(work.tensor(node, bias)[1])
     affine = np.stack([np.ones(len(weight)), shift])
+    layer = name.removesuffix(".weight")
     return layer, {"weight": weight.detach().numpy().astype(np.float32), "affine": affine}
 
 
@@ -176,6 +181,13 @@ def _batch_norm(work: Translation, node: fx.Node, arguments: Arguments) -> None:
     if bias is not None:
         shift = shift + _float64(work.tensor(node, bias)[1])
     work.add(node, Affine(name=node.name, input=source), {"affine": np.stack([gain, shift])})
+
+
+def _quantize(work: Translation, node: fx.Node, arguments: Arguments) -> None:
+    low, step = (work.tensor(node, arguments[key])[1].item() for key in ("low", "step"))
+    source = work.value(node, arguments["x"])
+    bits = arguments["bits"]
+    work.add(node, Quantize(name=node.name, input=source, bits=bits, low=low, step=step))
 
 
 def _activate(
@@ -340,6 +352,7 @@ def _float64(tensor: Tensor) -> NDArray[np.float64]:
 
 
 _aten: Final = torch.ops.aten
+_QUANTIZE: Final = quantize_straight_through._opoverload
 
 TRANSLATORS: Final[Mapping[Any, Callable[[Translation, fx.Node, Arguments], None]]] = {
     _aten.conv2d.default: _conv2d,
@@ -370,4 +383,5 @@ TRANSLATORS: Final[Mapping[Any, Callable[[Translation, fx.Node, Arguments], None
     _aten.contiguous.default: _same,
     _aten.detach.default: _same,
     _aten.dropout.default: _same,
+    _QUANTIZE: _quantize,
 }

@@ -1,6 +1,7 @@
 """The reference runtime: what every operator of a plan means, as plain torch.
 
-Every other runtime is right where it agrees with this one. It favours plainness over speed, but
+Every other runtime is right where it agrees with this one, and where activations are quantized it
+has to agree bit for bit (`models.runtime.levels`). This one favours plainness over speed, but
 its memory is bounded: weights stay packed and are unpacked a few filters at a time, a batch is
 worked through in chunks that fit a budget, and a value is dropped after its last reader.
 """
@@ -32,6 +33,8 @@ from models.operators import (
     Subsample,
 )
 from models.plan import INPUT
+from models.quantization import quantize
+from models.runtime.levels import fed_levels, levels, real_numbers, sums_fit_float32
 from models.runtime.unpacking import Part, parts, sign_table, unpack_filters
 
 WEIGHTS_AT_ONCE: Final = 4 << 20  # 16 MiB of float32
@@ -58,6 +61,8 @@ class ReferenceRuntime:
         self._tensors = {
             name: torch.from_numpy(np.array(tensor)) for name, tensor in artifact.tensors.items()
         }
+        self._fed_levels = fed_levels(self._plan)
+        self._levelled = {node.name: node for node in self._fed_levels.values()}
         self._signs = sign_table()
         self._weights_at_once = weights_at_once
         self._images_at_once = max(1, activation_bytes // (4 * self._plan.peak_elements))
@@ -84,12 +89,22 @@ class ReferenceRuntime:
     def _run_chunk(self, x: Tensor) -> Tensor:
         values = {INPUT: x}
         for node in self._plan.nodes:
-            result = self._execute(node, [values[source] for source in node.sources])
+            result = self._execute(node, self._read(node, values))
             for source in {*node.sources}:
                 if self._plan.last_reader[source] == node.name:
                     del values[source]
             values[node.name] = result
         return values[self._plan.output]
+
+    def _read(self, node: Operator, values: dict[str, Tensor]) -> list[Tensor]:
+        """Return what ``node`` reads: levels where it computes with them, else real numbers."""
+        read = []
+        for position, source in enumerate(node.sources):
+            x, quantizer = values[source], self._levelled.get(source)
+            if quantizer is not None and (position > 0 or node.name not in self._fed_levels):
+                x = real_numbers(x, quantizer)
+            read.append(x)
+        return read
 
     def _execute(self, node: Operator, sources: list[Tensor]) -> Tensor:
         """Compute one node. Values are never changed once made: several nodes may read them."""
@@ -98,6 +113,8 @@ class ReferenceRuntime:
             case Conv2d() | Linear():
                 return self._product(node, sources)
             case Quantize():
+                if node.name in self._levelled:
+                    return levels(x, node)
                 return quantize(x, node.bits, node.low, node.step)
             case SignPack():
                 if not node.per_channel:
@@ -132,9 +149,15 @@ class ReferenceRuntime:
             rows, columns = node.padding
             x = F.pad(x, (columns, columns, rows, rows), value=float(node.pad_value))
         y = self._weigh(node, x)
+        quantizer = self._fed_levels.get(node.name)
+        step = None if quantizer is None else torch.tensor(quantizer.step)
         if node.affine:
             gain, shift = self._tensors[f"{node.name}.affine"]
+            if step is not None:
+                gain = gain * step
             y.mul_(per_channel(gain, y)).add_(per_channel(shift, y))
+        elif step is not None:
+            y.mul_(step)
         if node.residual is not None:
             y.add_(sources[1])
         return self._activate(node, node.activation, y)
@@ -143,7 +166,10 @@ class ReferenceRuntime:
         """Return weights times ``x``, in memory of its own."""
         if node.weight == "float":
             return _multiply(node, x, self._tensors[f"{node.name}.weight"])
-        shape = node.weight_shape([self._plan.shapes[source] for source in node.sources])
+        shape = node.weight_shape(self._plan.source_shapes(node))
+        quantizer = self._fed_levels.get(node.name)
+        if quantizer is not None and not sums_fit_float32(quantizer, shape):
+            x = x.double()
         groups = node.groups if isinstance(node, Conv2d) else 1
         done = [
             self._weigh_part(node, x, part, shape)
@@ -159,8 +185,8 @@ class ReferenceRuntime:
         part_shape = (bits.shape[1], *shape[1:])
         total: Tensor | None = None
         for basis, rows in enumerate(bits):
-            weight = unpack_filters(rows, part_shape, self._signs)
-            y = _multiply(node, x[:, part.inputs], weight, part.groups)
+            weight = unpack_filters(rows, part_shape, self._signs).to(x.dtype)
+            y = _multiply(node, x[:, part.inputs], weight, part.groups).float()
             if node.base_scale:
                 scale = self._tensors[f"{node.name}.base_scale"][basis, part.filters]
                 y.mul_(per_channel(scale, y))
@@ -206,16 +232,3 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
 def sign_at(x: Tensor, threshold: Tensor) -> Tensor:
     """Return +1 where ``x >= threshold`` and -1 elsewhere, float32."""
     return torch.where(x >= threshold, 1.0, -1.0)
-
-
-def quantize(x: Tensor, bits: int, low: float, step: float) -> Tensor:
-    """Return the nearest of ``low + step * q``, q in ``0..2**bits - 1``; halves go up.
-
-    All in float32. One bit is a single comparison, so that a tiny negative number stays negative.
-    """
-    first, width = torch.tensor(low), torch.tensor(step)
-    if bits == 1:
-        levels = (x >= first + width / 2).to(torch.float32)
-    else:
-        levels = ((x - first) / width + 0.5).floor().clamp(0, 2**bits - 1)
-    return levels * width + first

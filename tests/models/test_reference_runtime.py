@@ -31,8 +31,9 @@ from models.operators import (
 )
 from models.plan import Plan
 from models.preprocessing import InputSpec
+from models.quantization import quantize
 from models.runtime import RUNTIMES, Runtime, load
-from models.runtime.reference import ReferenceRuntime, quantize
+from models.runtime.reference import ReferenceRuntime
 from models.runtime.unpacking import parts, sign_table, unpack_filters
 from store.errors import Unavailable
 
