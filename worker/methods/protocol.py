@@ -1,8 +1,9 @@
 """What a binarization method is given and what it hands over.
 
-A method turns the filters of one layer into signs and one scale per filter. It is a function of a
-`LayerProblem` and of keyword parameters; it knows nothing of networks, files or jobs. To add one,
-write a file beside this one and enter it in ``METHODS`` here and in ``store/specs.py``.
+A method turns the filters of one layer into signs and one scale per filter: a function of a
+`LayerProblem` and of keyword parameters. Its rule says how these are trained further. It knows
+nothing of networks, files or jobs. To add one, write a file beside this one and enter it in
+``METHODS`` here and in ``store/specs.py``.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from worker.statistics import LayerStatistics
+from worker.training.rules import WeightRule
 
 Target = Literal["full_precision", "binarized"]
 
@@ -55,11 +57,14 @@ class Method:
 
     Attributes:
         binarize: called with a `LayerProblem` and the method's own keyword parameters.
-        rule: how the method's weights are trained; None where it cannot be.
+        rule: how the method's weights are trained.
+        binary_fractions: what a recipe's ``binary_fractions`` are where it has none: the share of
+            binary filters in each of so many equally long parts of the training.
     """
 
     binarize: Callable[..., BinaryFilters]
-    rule: object = None
+    rule: WeightRule
+    binary_fractions: tuple[float, ...] | None = None
 
 
 def sign_and_mean_magnitude(weight: Tensor) -> tuple[Tensor, Tensor]:
