@@ -87,13 +87,13 @@ class CachedImages:
             raise ValueError(f"a batch of {batch_size} cannot be divided by {world}")
         share = batch_size // world
         order = np.random.default_rng((self._seed, _ORDER, epoch)).permutation(self._rows)
-        changes = self._changes(epoch)
+        mirrored, down, right = self._changes(epoch)
         for start in range(0, len(order) - batch_size + 1, batch_size):
             part = slice(start + rank * share, start + (rank + 1) * share)
             rows = order[part]
             pixels = np.asarray(self._pixels[rows])
             if self._augmented:
-                pixels = flip_and_shift(pixels, *(change[part] for change in changes))
+                pixels = flip_and_shift(pixels, mirrored[part], down[part], right[part])
             labels = torch.from_numpy(np.asarray(self._labels[rows], dtype=np.int64))
             yield normalise(pixels, self._spec), labels
 

@@ -1,20 +1,58 @@
-"""One training run: epoch after epoch, each of which can be begun anew from the state before it."""
+"""One training run: epoch after epoch, each of which can be begun anew from the state before it.
 
-from collections.abc import Callable, Mapping
+What happens in a step depends on the state, the recipe, the seed, the epoch and the step's number,
+and on nothing else: whoever loads the state after an epoch goes on exactly as the one who saved it
+would have, on the same machine with as many threads.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
+from models.binarize import (
+    Estimator,
+    ProgressiveSign,
+    sign_clipped,
+    sign_polynomial,
+    sign_straight_through,
+)
+from models.layers import BinaryConv2d, BinaryLayer, BinaryLinear
+from store.errors import InvalidSpec
+from worker.training.averaging import MovingAverage
+from worker.training.batch_norm import freeze_statistics, reestimate
+from worker.training.forms import handed_on_form, training_form
 from worker.training.images import TrainingImages
-from worker.training.recipe import Recipe
+from worker.training.optimizers import Optimizer
+from worker.training.precision import uses_bfloat16
+from worker.training.recipe import EstimatorName, Recipe
 from worker.training.rules import WeightRule
+from worker.training.schedule import learning_rate_factor
+from worker.training.stochastic import StochasticQuantizer
+from worker.training.teaching import Teaching
 
 Progress = Callable[[float, str], None]
+
+# Seconds between two reports, each of which waits for a GPU to catch up.
+_REPORT_S = 0.5
+# Images from which batch norm is re-estimated: more changes nothing that can be measured.
+_REESTIMATION_IMAGES = 5_000
+
+_STUDENT, _AVERAGE, _OPTIMIZER, _STEPS = "student/", "average/", "optimizer/", "steps"
 
 
 @dataclass(frozen=True)
 class EpochFigures:
-    """What one epoch came to: mean loss, share of right answers in 0..1, and the speed."""
+    """What one epoch came to.
+
+    ``loss`` is the mean over steps and ``train_accuracy`` the share of right answers, in 0..1, both
+    on augmented images and with the weights of the time; ``learning_rate`` is the last step's.
+    """
 
     loss: float
     train_accuracy: float
@@ -24,7 +62,11 @@ class EpochFigures:
 
 
 class Trainer:
-    """Trains ``student``; its binary layers by ``rule``, all others as usual."""
+    """Trains a network, its binary layers by a rule and all others as usual.
+
+    Training takes place in a copy of ``student``. ``teacher`` may be absent: then its weights in
+    the loss count as 0. A network without binary layers is trained plainly.
+    """
 
     def __init__(
         self,
@@ -36,21 +78,231 @@ class Trainer:
         *,
         seed: int,
         float_weights: Mapping[str, Tensor],
+        device: torch.device | str = "cpu",
     ) -> None:
-        raise NotImplementedError
+        """Start the latent weights.
+
+        ``float_weights`` has the full-precision weight of every binary layer, by the layer's name.
+
+        Raises:
+            InvalidSpec: there are fewer images than a batch has.
+        """
+        if len(images) < recipe.batch_size:
+            raise InvalidSpec(
+                f"A batch of {recipe.batch_size} is more than the {len(images)} training images.",
+                field="spec.fine_tune.batch_size",
+                remedy=f"Ask for a batch_size of at most {len(images)}.",
+            )
+        self._images, self._recipe, self._rule, self._seed = images, recipe, rule, seed
+        self._device = torch.device(device)
+        self._bfloat16 = uses_bfloat16(recipe.precision, self._device)
+        self._student = training_form(student).to(self._device)
+        self._layers = _binary_layers(self._student)
+        for name, layer in self._layers.items():
+            rule.start(layer, float_weights[name].to(self._device), recipe.latent)
+        self._estimator = _estimator(recipe.estimator)
+        self._stochastic = self._install_quantizers()
+        self._teaching = Teaching(self._student, teacher, recipe, self._device, self._bfloat16)
+        self._optimizer = Optimizer(self._student, recipe, rule)
+        self._average = (
+            MovingAverage(self._student.state_dict(keep_vars=True), recipe.average)
+            if recipe.average
+            else None
+        )
+        self._epoch_steps = len(images) // recipe.batch_size
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything that the next epoch depends on, as contiguous copies."""
-        raise NotImplementedError
+        """Return everything that the next epoch depends on, as contiguous copies on the CPU."""
+        tensors = {_STUDENT + name: tensor for name, tensor in self._student.state_dict().items()}
+        if self._average is not None:
+            tensors |= {_AVERAGE + name: one for name, one in self._average.tensors.items()}
+        tensors |= {_OPTIMIZER + name: one for name, one in self._optimizer.state().items()}
+        tensors[_STEPS] = torch.tensor(self._optimizer.steps)
+        return {
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in tensors.items()
+        }
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Go back to a `state`."""
-        raise NotImplementedError
+        with torch.no_grad():
+            for name, tensor in self._student.state_dict(keep_vars=True).items():
+                tensor.copy_(tensors[_STUDENT + name])
+            if self._average is not None:
+                for name, tensor in self._average.tensors.items():
+                    tensor.copy_(tensors[_AVERAGE + name])
+        slots = {
+            name.removeprefix(_OPTIMIZER): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_OPTIMIZER)
+        }
+        self._optimizer.load_state(slots, int(tensors[_STEPS]))
 
     def epoch(self, index: int, progress: Progress) -> EpochFigures:
-        """Train for one epoch, the first being 0."""
-        raise NotImplementedError
+        """Train for one epoch, the first being 0.
+
+        ``progress`` takes the fraction of this epoch that is done, and a short message.
+
+        Raises:
+            InvalidSpec: the loss is no longer a finite number.
+        """
+        self._student.train()
+        if self._recipe.batch_norm == "frozen":
+            freeze_statistics(self._student)
+        if index == self._recipe.epochs - self._recipe.settle_epochs:
+            self._settle()
+        for layer in self._layers.values():
+            layer.weight.requires_grad_(index < self._recipe.epochs - self._recipe.settle_epochs)
+        meter = _Meter(self._epoch_steps, self._recipe.batch_size, progress)
+        with torch.random.fork_rng():
+            # For dropout alone: all else has generators of its own.
+            torch.manual_seed(_mixed(self._seed, index))
+            batches = self._images.epoch(index, self._recipe.batch_size)
+            for number, (inputs, labels) in enumerate(islice(batches, self._epoch_steps)):
+                step = index * self._epoch_steps + number
+                loss, logits = self._step(step, inputs.to(self._device), labels.to(self._device))
+                meter.add(loss, logits, labels)
+        return meter.figures(self._learning_rate((index + 1) * self._epoch_steps - 1))
 
     def finished(self) -> nn.Module:
-        """Return a copy in evaluation form: averaged, rules finished, float32."""
-        raise NotImplementedError
+        """Return the network as it is now, in evaluation form, on the CPU; nothing is changed.
+
+        The average is put in the place of the last weights, every rule has finished, and batch norm
+        is estimated anew where the recipe says so.
+        """
+        network = copy.deepcopy(self._student)
+        if self._average is not None:
+            network.load_state_dict(self._average.tensors)
+        for layer in _binary_layers(network).values():
+            self._rule.finish(layer)
+        if self._recipe.batch_norm == "reestimate":
+            reestimate(network, self._reestimation_inputs())
+        return handed_on_form(network)
+
+    def _step(self, step: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Make one step of the optimizer; return loss and logits (n, K), float32 and detached."""
+        self._prepare(step)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        loss, logits = self._teaching.loss(inputs, labels)
+        torch.autograd.backward(loss)
+        self._optimizer.step(self._learning_rate(step))
+        with torch.no_grad():
+            for layer in self._layers.values():
+                if layer.weight.requires_grad:
+                    self._rule.after_step(layer)
+            if self._average is not None:
+                self._average.update(step)
+        return loss.detach(), logits.detach()
+
+    def _prepare(self, step: int) -> None:
+        done = step / (self._recipe.epochs * self._epoch_steps)
+        if isinstance(self._estimator, ProgressiveSign):
+            self._estimator.progress = done
+        if (fractions := self._recipe.binary_fractions) is not None:
+            for quantizer in self._stochastic:
+                quantizer.step = step
+                quantizer.fraction = fractions[int(done * len(fractions))]
+        with torch.no_grad():
+            for layer in self._layers.values():
+                if layer.weight.requires_grad:
+                    self._rule.before_step(layer)
+
+    def _install_quantizers(self) -> list[StochasticQuantizer]:
+        quantizers = []
+        for number, layer in enumerate(self._layers.values()):
+            layer.quantizer = self._rule.quantizer(layer, self._estimator)
+            if self._recipe.binary_fractions is not None:
+                stochastic = StochasticQuantizer(layer.quantizer, self._seed, number)
+                quantizers.append(stochastic)
+                layer.quantizer = stochastic
+        return quantizers
+
+    def _settle(self) -> None:
+        """Fix the bits; those of the average where there is one, which training then follows."""
+        if self._average is not None:
+            self._student.load_state_dict(self._average.tensors)
+
+    def _learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step; the settling epochs have a course of their own."""
+        recipe = self._recipe
+        learning = (recipe.epochs - recipe.settle_epochs) * self._epoch_steps
+        warmup = recipe.warmup_epochs * self._epoch_steps
+        steps = learning
+        if step >= learning:
+            step, steps = step - learning, recipe.settle_epochs * self._epoch_steps
+            warmup = 0.0
+        factor = learning_rate_factor(step, steps, warmup, cosine=recipe.schedule == "cosine")
+        return recipe.learning_rate * factor
+
+    def _reestimation_inputs(self) -> Iterator[Tensor]:
+        """Yield images of an epoch that is never trained on."""
+        count = max(min(_REESTIMATION_IMAGES, len(self._images)) // self._recipe.batch_size, 1)
+        batches = self._images.epoch(self._recipe.epochs, self._recipe.batch_size)
+        for inputs, _ in islice(batches, count):
+            yield inputs.to(self._device).contiguous(memory_format=torch.channels_last)
+
+
+class _Meter:
+    """Adds up the figures of an epoch, and reports now and then."""
+
+    def __init__(self, steps: int, batch_size: int, progress: Progress) -> None:
+        self._steps, self._batch_size, self._progress = steps, batch_size, progress
+        self._done, self._seen, self._right = 0, 0, torch.tensor(0)
+        self._total = torch.tensor(0.0, dtype=torch.float64)
+        self._start = self._reported = time.perf_counter()
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Take in one step."""
+        self._total = self._total.to(loss.device) + loss.double()
+        right = (logits.argmax(dim=1) == labels.to(logits.device)).sum()
+        self._right = self._right.to(right.device) + right
+        self._done += 1
+        self._seen += len(labels)
+        if time.perf_counter() - self._reported >= _REPORT_S:
+            self._reported = time.perf_counter()
+            self._report()
+
+    def figures(self, learning_rate: float) -> EpochFigures:
+        """Return what the epoch came to."""
+        loss = self._mean_loss()
+        seconds = time.perf_counter() - self._start
+        right = float(self._right) / self._seen
+        speed = self._done * self._batch_size / seconds
+        return EpochFigures(loss, right, speed, seconds, learning_rate)
+
+    def _report(self) -> None:
+        loss, seconds = self._mean_loss(), time.perf_counter() - self._start
+        speed = self._done * self._batch_size / seconds
+        self._progress(self._done / self._steps, f"loss {loss:.4f}, {speed:,.0f} images/s")
+
+    def _mean_loss(self) -> float:
+        loss = float(self._total) / self._done
+        if not np.isfinite(loss):
+            raise InvalidSpec(
+                "The loss is no longer a finite number.",
+                field="spec.fine_tune.learning_rate",
+                remedy="Ask for a lower learning rate, or for more warmup_epochs.",
+            )
+        return loss
+
+
+def _binary_layers(network: nn.Module) -> dict[str, BinaryLayer]:
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, BinaryConv2d | BinaryLinear)
+    }
+
+
+def _estimator(name: EstimatorName) -> Estimator:
+    if name == "progressive":
+        return ProgressiveSign()
+    return {
+        "plain": sign_straight_through,
+        "clipped": sign_clipped,
+        "polynomial": sign_polynomial,
+    }[name]
+
+
+def _mixed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])

@@ -1,0 +1,58 @@
+"""The forms of one network: to be trained, to be asked as a teacher, and to be handed on.
+
+Networks here are copies, so that a caller's own one stays as it was.
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def training_form(network: nn.Module) -> nn.Module:
+    """Return a float32 copy in training mode, ordered for fast convolutions."""
+    trained = ordered(copy.deepcopy(network).float(), torch.channels_last)
+    _overwrite_rectified(trained)
+    return trained.train()
+
+
+def teacher_form(network: nn.Module) -> nn.Module:
+    """Return a float32 copy that is asked only, never trained."""
+    teacher = ordered(copy.deepcopy(network).float(), torch.channels_last).eval()
+    _overwrite_rectified(teacher)
+    for parameter in teacher.parameters():
+        parameter.requires_grad_(False)
+    return teacher
+
+
+def handed_on_form(network: nn.Module) -> nn.Module:
+    """Return ``network`` itself, on the CPU in evaluation mode and in the usual order."""
+    network = ordered(network.to("cpu"), torch.contiguous_format)
+    for module in network.modules():
+        module._forward_hooks.clear()
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    return network.eval()
+
+
+def ordered(network: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    """Lay out the weights of all convolutions of ``network`` in a memory order, in place."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+    return network
+
+
+def _overwrite_rectified(network: nn.Module) -> None:
+    """Let ReLUs overwrite what they are fed, where nothing else can read it.
+
+    That is so behind a batch norm in a mere sequence: batch norm's gradient needs its input only.
+    """
+    for module in network.modules():
+        if not isinstance(module, nn.Sequential):
+            continue
+        for before, after in zip(list(module), list(module)[1:], strict=False):
+            if isinstance(after, nn.ReLU) and isinstance(before, nn.BatchNorm1d | nn.BatchNorm2d):
+                after.inplace = True

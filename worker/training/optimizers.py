@@ -1,0 +1,82 @@
+"""Which parameters are trained how: learning rates, weight decay, and what an optimizer keeps."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import BinaryConv2d, BinaryLinear
+from worker.training.recipe import Recipe
+from worker.training.rules import WeightRule
+
+# What each optimizer keeps of every parameter, beside the number of steps.
+_SLOTS = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+
+
+class Optimizer:
+    """Adam with decoupled weight decay, or SGD with momentum, over a network with binary layers.
+
+    Only the weights of float layers decay: the length of a latent weight says how firm its bit is,
+    and scales, biases and batch norm are no weights that could grow without bound.
+    """
+
+    def __init__(self, network: nn.Module, recipe: Recipe, rule: WeightRule) -> None:
+        self._recipe = recipe
+        self._parameters = dict(network.named_parameters())
+        groups = _groups(network, recipe, rule)
+        # One kernel for all elements of a tensor, in place of ten passes over the memory.
+        if recipe.optimizer == "adam":
+            self._optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
+        else:
+            self._optimizer = torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, fused=True)
+        self.steps = 0
+
+    def step(self, learning_rate: float) -> None:
+        """Change all parameters by their gradients, and forget these."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate * group["factor"]
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what the next step depends on: ``<parameter>/<slot>``."""
+        slots = _SLOTS[self._recipe.optimizer]
+        return {
+            f"{name}/{slot}": self._optimizer.state[parameter][slot]
+            for name, parameter in self._parameters.items()
+            for slot in slots
+            if self._optimizer.state.get(parameter, {}).get(slot) is not None
+        }
+
+    def load_state(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Go back to a `state` after so many ``steps``."""
+        self.steps = steps
+        self._optimizer.state.clear()
+        for name, parameter in self._parameters.items():
+            kept: dict[str, Tensor] = {}
+            for slot in _SLOTS[self._recipe.optimizer]:
+                if (saved := tensors.get(f"{name}/{slot}")) is not None:
+                    # The fused kernels want the parameter's own order in memory.
+                    kept[slot] = torch.empty_like(parameter, requires_grad=False).copy_(saved)
+            if kept and self._recipe.optimizer == "adam":
+                kept["step"] = torch.tensor(float(steps), device=parameter.device)
+            if kept:
+                self._optimizer.state[parameter] = kept
+
+
+def _groups(network: nn.Module, recipe: Recipe, rule: WeightRule) -> list[dict[str, object]]:
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            factor, decay = 1.0, 0.0
+            if name == "weight" and isinstance(module, BinaryConv2d | BinaryLinear):
+                factor = rule.learning_rate_factor(module)
+            elif name == "weight" and isinstance(module, nn.Conv2d | nn.Linear):
+                decay = recipe.weight_decay
+            if parameter.requires_grad:
+                groups.setdefault((factor, decay), []).append(parameter)
+    return [
+        {"params": parameters, "factor": factor, "weight_decay": decay}
+        for (factor, decay), parameters in groups.items()
+    ]
