@@ -39,7 +39,7 @@ Progress = Callable[[float, str], None]
 @contextmanager
 def progress(title: str) -> Iterator[Progress]:
     """Show a bar while a long part runs; it disappears when the part is done."""
-    with Bar(console=console, transient=True) as bar:
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda fraction, message: bar.update(
             task, completed=fraction, description=f"{title}: {message}"
@@ -136,7 +136,7 @@ def binarize_next(
     return layer
 
 
-def test_accuracy(
+def accuracy_on(
     predict: Callable[[torch.Tensor], torch.Tensor], images: ImageSet, spec: InputSpec
 ) -> float:
     """Return the share of ``images``, in 0..1, that ``predict`` classifies right."""

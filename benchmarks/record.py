@@ -34,9 +34,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_record(file: Path, *, seed: int | list[int], figures: dict[str, float]) -> None:
-    """Write one benchmark's JSON object; ``figures`` maps dotted names to numbers."""
-    record = {
+def make_record(*, seed: int | list[int], figures: dict[str, float]) -> dict[str, Any]:
+    """Return one benchmark's JSON object; ``figures`` maps dotted names to numbers."""
+    return {
         "hardware": hardware(),
         "versions": versions(),
         "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
@@ -44,7 +44,11 @@ def write_record(file: Path, *, seed: int | list[int], figures: dict[str, float]
         "date": datetime.now(UTC).date().isoformat(),
         "figures": figures,
     }
-    file.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def write_record(file: Path, *, seed: int | list[int], figures: dict[str, float]) -> None:
+    """Write what `make_record` returns."""
+    file.write_text(json.dumps(make_record(seed=seed, figures=figures), indent=2) + "\n")
 
 
 def reset_peak_memory() -> None:

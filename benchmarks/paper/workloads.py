@@ -1,0 +1,201 @@
+"""What is measured on: a network, its checkpoint, its images and how these are fed."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from benchmarks import digits
+from benchmarks.compression import console, load_network, progress, read_images
+from benchmarks.digits import training as digits_training
+from models.preprocessing import InputSpec
+from store.errors import InvalidSpec
+from store.specs import CompressSpec, parse_spec
+from worker.calibration import CalibrationImages
+from worker.data import ImageSet, Splits, calibration_images, split_dataset
+from worker.image_cache import DecodedDataset
+from worker.networks import input_spec
+
+_SHARED = Path(os.environ.get("BITPRESS_SHARED", "../shared"))
+_CIFAR_INPUT = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+_IMAGENET_MOMENTS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network and its data by name.
+
+    ``checkpoint`` and ``images`` are files; None where they must be given, or, for the digits,
+    where they are made on the spot. ``input`` and ``keep_float`` are members of a specification.
+    """
+
+    name: str
+    title: str
+    architecture: str
+    input: Mapping[str, Any]
+    checkpoint: Path | None = None
+    images: Path | None = None
+    keep_float: tuple[str, ...] = ()
+
+    def spec(self, method: Mapping[str, Any], **members: Any) -> CompressSpec:
+        """Return the specification of compressing this network by a method.
+
+        ``members`` are further ones, such as ``seed``; a ``keep_float`` among them counts.
+
+        Raises:
+            InvalidSpec: a member or a parameter is not allowed.
+        """
+        return parse_spec(
+            {
+                "name": self.name,
+                "architecture": self.architecture,
+                "dataset": self.name,
+                "input": dict(self.input),
+                "keep_float": self.keep_float,
+                "method": dict(method),
+                **members,
+            }
+        )
+
+
+WORKLOADS: Mapping[str, Workload] = {
+    workload.name: workload
+    for workload in (
+        Workload(
+            "vgg9-cifar10",
+            "VGG-9 on CIFAR-10 (JPEG copies)",
+            "vgg9",
+            _CIFAR_INPUT,
+            _SHARED / "checkpoints/vgg9_cifar10.safetensors",
+            _SHARED / "data/cifar10-jpeg.tar.xz",
+        ),
+        Workload(
+            "resnet20-cifar10",
+            "ResNet-20 on CIFAR-10 (JPEG copies)",
+            "resnet20",
+            _IMAGENET_MOMENTS,
+            _SHARED / "checkpoints/resnet20-12fca82f.th",
+            _SHARED / "data/cifar10-jpeg.tar.xz",
+            ("conv1", "linear"),
+        ),
+        Workload("vgg9-cifar100", "VGG-9 on CIFAR-100", "vgg9", _CIFAR_INPUT),
+        Workload(
+            "digits",
+            "a small network on the bundled digits",
+            digits_training.ARCHITECTURE,
+            digits_training.INPUT.to_json(),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A workload, loaded: the full-precision network in evaluation mode, and the images."""
+
+    workload: Workload
+    network: nn.Module
+    dataset: DecodedDataset
+    fed: InputSpec
+    _splits: dict[int, Splits] = field(default_factory=dict)
+
+    def splits(self, seed: int) -> Splits:
+        """Return train, val and test of a seed; the given ones are the same for every seed."""
+        if seed not in self._splits:
+            self._splits[seed] = split_dataset(self.dataset, seed)
+        return self._splits[seed]
+
+    def split(self, seed: int, name: str) -> ImageSet:
+        """Return one of a seed's splits by the name it has on a page: validation or test."""
+        return self.splits(seed).test if name == "test" else self.splits(seed).val
+
+    def layer_titles(self, names: Iterable[str]) -> dict[str, str]:
+        """Return a short title for each of some layers: conv1, conv2, ..., fc1, in their order."""
+        counts: Counter[str] = Counter()
+        titles = {}
+        for name in names:
+            kind = "conv" if isinstance(self.network.get_submodule(name), nn.Conv2d) else "fc"
+            counts[kind] += 1
+            titles[name] = f"{kind}{counts[kind]}"
+        return titles
+
+    def calibration_images(self, spec: CompressSpec) -> CalibrationImages:
+        """Return the unlabelled images of a specification's seed, as a job chooses them."""
+        train = self.splits(spec.seed).train
+        chosen, _ = calibration_images(train, spec.seed, spec.calibration_images)
+        return CalibrationImages(chosen, self.fed)
+
+
+def find(name: str, checkpoint: Path | None, images: Path | None) -> Workload:
+    """Return a workload by name, with other files where they are given.
+
+    Raises:
+        InvalidSpec: there is no such workload.
+    """
+    workload = WORKLOADS.get(name)
+    if workload is None:
+        raise InvalidSpec(
+            f"There is no workload {name!r}.",
+            field="workload",
+            remedy="Use one of: " + ", ".join(WORKLOADS) + ".",
+        )
+    return replace(
+        workload,
+        checkpoint=checkpoint or workload.checkpoint,
+        images=images or workload.images,
+    )
+
+
+def load(workload: Workload, cache: Path) -> Bench:
+    """Read a workload's images and its network.
+
+    Raises:
+        InvalidSpec: a file is needed, or is not there.
+        BitpressError: a file cannot be used.
+    """
+    spec = workload.spec({"name": "bwnh"})
+    fed = input_spec(spec)
+    if workload.name == "digits":
+        return Bench(workload, *_digits(workload), fed)
+    images = _file(workload.images, "--dataset", workload)
+    checkpoint = _file(workload.checkpoint, "--checkpoint", workload)
+    dataset = read_images(images, fed, cache)
+    network = load_network(spec, checkpoint, len(dataset.classes))
+    console.print(f"{workload.title}: {len(dataset.labels):,} images")
+    return Bench(workload, network, dataset, fed)
+
+
+def _file(path: Path | None, option: str, workload: Workload) -> Path:
+    if path is None:
+        raise InvalidSpec(f"{workload.title} needs a file.", field=option, remedy=f"Give {option}.")
+    if not path.is_file():
+        raise InvalidSpec(
+            f"There is no file {path}.",
+            field=option,
+            remedy=f"Give {option}, or set BITPRESS_SHARED to the folder of the shared data.",
+        )
+    return path
+
+
+def _digits(workload: Workload) -> tuple[nn.Module, DecodedDataset]:
+    """Return the digits and a network trained on them, in seconds."""
+    train, test = digits.split(digits.load())
+    pixels = np.concatenate([train.pixels, test.pixels])
+    labels = np.concatenate([train.labels, test.labels])
+    names = tuple(f"{index:04}.png" for index in range(len(labels)))
+    splits = {"train": range(len(train)), "test": range(len(train), len(labels))}
+    epochs = 8
+    with progress(workload.title) as report:
+        network = digits_training.train(
+            train,
+            epochs=epochs,
+            on_epoch=lambda done, loss: report(done / epochs, f"training, loss {loss:.3f}"),
+        )
+    return network.requires_grad_(False), DecodedDataset(
+        pixels, labels, names, digits.CLASSES, splits
+    )

@@ -1,0 +1,196 @@
+"""The paper's figures as commands: what they measure on the digits, and what they write."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from benchmarks import digits
+from benchmarks.compression import accuracy_on, calibrate
+from benchmarks.digits.training import predict
+from benchmarks.paper import figure1, figure3
+from benchmarks.paper.charts import Bars, Level, Series, bars, lines, plot
+from benchmarks.paper.results import Result, Table
+from benchmarks.paper.variants import bwnh_as_published
+from benchmarks.paper.workloads import Bench, find, load
+from store.errors import InvalidSpec
+
+COMMANDS = {"figure1": figure1.main, "figure3": figure3.main}
+# Enough to see every effect; keeps a calibration to a second.
+IMAGES = 100
+QUICKLY = ["sweeps=3"]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """The digits and their network, trained on the spot."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return load(find("digits", None, None), tmp_path_factory.mktemp("cache"))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def read_table(page: str) -> list[list[str]]:
+    """Return the cells of a page's table, without its headings."""
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def check_picture(file: Path) -> None:
+    """Check that a picture is as wide as a page needs, and not one colour."""
+    with Image.open(file) as image:
+        assert image.format == "PNG"
+        assert 1000 <= image.width <= 1200
+        assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 10
+
+
+@pytest.mark.slow
+def test_figure_1_shows_losses_that_never_rise(bench: Bench, tmp_path: Path) -> None:
+    losses = figure1.measure(bench, [0, 1], IMAGES, QUICKLY)
+    assert len(losses) == 4
+    for by_sweep in losses.values():
+        assert len(by_sweep) == 4
+        assert 1 > by_sweep[0] > by_sweep[1] >= by_sweep[2] >= by_sweep[3] > 0
+    figure1.result(bench, losses, [0, 1], IMAGES).write(tmp_path)
+
+    record = json.loads((tmp_path / "figure1-digits.json").read_text())
+    assert record["seed"] == [0, 1]
+    assert record["figures"]["features.3.sweep2_loss"] == losses["features.3"][2]
+    table = read_table((tmp_path / "figure1-digits.md").read_text())
+    for row, (name, by_sweep) in zip(table, losses.items(), strict=True):
+        assert f"`{name}`" in row[0]
+        assert [float(row[1]), float(row[2])] == pytest.approx(by_sweep[:2], abs=1e-4)
+    check_picture(tmp_path / "figure1-digits.png")
+
+
+@pytest.mark.slow
+def test_figure_3_goes_from_the_full_network_to_the_calibrated_one(
+    bench: Bench, tmp_path: Path
+) -> None:
+    accuracies = figure3.measure(bench, [0], IMAGES, QUICKLY, "test")
+    figure3.result(bench, accuracies, [0], IMAGES, "test").write(tmp_path)
+
+    _, test = digits.split(digits.load())
+    right = (predict(bench.network, test).numpy() == test.labels).mean()
+    (scaled,), (unscaled,) = accuracies["with scale"], accuracies["without scale"]
+    assert scaled[0] == unscaled[0] == pytest.approx(right)
+    spec = bench.workload.spec(bwnh_as_published(QUICKLY), calibration_images=IMAGES)
+    calibrated = calibrate(bench.network, bench.calibration_images(spec), spec).network
+    assert scaled[-1] == accuracy_on(calibrated, bench.splits(0).test, bench.fed)
+    # The paper's claim: without scales accuracy falls to chance.
+    assert scaled[-1] > 0.9 > 0.3 > unscaled[-1]
+
+    record = json.loads((tmp_path / "figure3-digits.json").read_text())
+    assert record["figures"]["with_scale.layers4_accuracy"] == scaled[-1]
+    table = read_table((tmp_path / "figure3-digits.md").read_text())
+    assert [float(row[2]) for row in table] == pytest.approx([100 * a for a in scaled], abs=0.01)
+    check_picture(tmp_path / "figure3-digits.png")
+
+
+@pytest.mark.slow
+def test_trying_out_leaves_the_test_images_alone(bench: Bench) -> None:
+    splits = bench.splits(0)
+    assert bench.split(0, "validation") is splits.val
+    assert not set(splits.val.rows) & set(splits.test.rows)
+    assert set(splits.test.rows) == set(bench.dataset.splits["test"])
+
+
+def test_a_layer_that_stops_early_keeps_its_last_loss() -> None:
+    assert figure1._mean([(0.5, 0.25), (0.5, 0.75, 0.375)]) == [0.5, 0.5, 0.3125]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str) -> None:
+    app = typer.Typer()
+    app.command()(COMMANDS[name])
+    shown = CliRunner().invoke(app, ["--help"], terminal_width=100, env={"COLUMNS": "100"})
+    assert shown.exit_code == 0
+    for option in ("--workload", "--seeds", "--threads", "--output"):
+        assert option in shown.output
+
+
+def test_an_unknown_workload_is_answered_with_those_there_are() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        find("vgg7", None, None)
+    assert "vgg9-cifar10" in str(caught.value.remedy)
+
+
+def test_a_workload_without_its_data_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        load(find("vgg9-cifar100", None, None), tmp_path)
+    assert "--dataset" in str(caught.value.remedy)
+    with pytest.raises(InvalidSpec) as caught:
+        load(find("vgg9-cifar10", None, tmp_path / "no.zip"), tmp_path)
+    assert "no.zip" in caught.value.detail
+
+
+def test_a_page_names_its_figures_plot_and_command(tmp_path: Path) -> None:
+    drawn: list[Path] = []
+
+    def draw(file: Path) -> None:
+        drawn.append(file)
+        file.touch()
+
+    table = Table(("method", "accuracy"), [("bwnh", "90.00"), ("`bwn`", "80.00")])
+    Result("table9", "Table 9", ("Why.",), table, {"bwnh.accuracy": 0.9}, [3], draw).write(tmp_path)
+    assert drawn == [tmp_path / "table9.png"]
+    page = (tmp_path / "table9.md").read_text()
+    assert read_table(page) == [["bwnh", "90.00"], ["`bwn`", "80.00"]]
+    for link in re.findall(r"\]\(([^)]+)\)", page):
+        assert (tmp_path / link).is_file()
+    record = json.loads((tmp_path / "table9.json").read_text())
+    assert record["figures"] == {
+        "bwnh.accuracy": 0.9,
+        "threads": torch.get_num_threads(),
+    }
+    assert record["command"] in page
+    assert record["hardware"]["processor"] in page
+
+
+def panel_of_lines() -> Callable[..., None]:
+    series = [Series("one", [0, 1], [0.1, 0.2], [0.05, 0.1], [0.2, 0.3]), Series("two", [0], [1.0])]
+    return lines(series, title="t", x_label="x", y_label="y", levels=[Level("all", 0.5)])
+
+
+def test_equal_figures_give_equal_pictures_whatever_a_user_configured(tmp_path: Path) -> None:
+    import matplotlib
+
+    plot(tmp_path / "one.png", panel_of_lines())
+    with matplotlib.rc_context({"font.size": 30.0, "axes.facecolor": "black"}):
+        plot(tmp_path / "two.png", panel_of_lines())
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_bars_with_missing_values_are_drawn(tmp_path: Path) -> None:
+    content = Bars(["a", "b"], {"before": [0.5, None], "after": [0.7, 0.8]})
+    panel = bars(content, title="t", x_label="accuracy, %", level=Level("full", 0.9))
+    plot(tmp_path / "bars.png", panel, panel_of_lines())
+    check_picture(tmp_path / "bars.png")
+
+
+def seen_without_green(colour: str) -> np.ndarray:  # type: ignore[type-arg]
+    """Return a colour as a deuteranope sees it, linear RGB (Vienot, Brettel and Mollon, 1999)."""
+    levels = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
+    red, green, blue = np.where(
+        levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4
+    )
+    mixed = 0.29275 * red + 0.70725 * green
+    return np.array([mixed, mixed, -0.02234 * red + 0.02234 * green + blue])
+
+
+def test_neighbouring_colours_differ_without_red_and_green() -> None:
+    from benchmarks.paper.charts import BLUE, GREEN, VERMILION
+
+    used = [seen_without_green(colour) for colour in (BLUE, VERMILION, GREEN)]
+    for index, one in enumerate(used):
+        for other in used[index + 1 :]:
+            assert np.abs(one - other).max() > 0.1
