@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models import registry
+from models.layers import BinaryConv2d, BinaryLinear
 from models.preprocessing import InputSpec
 from store.specs import CompressSpec
 from worker.calibration import CalibratedLayer, apply_layer, load_layer
@@ -18,6 +19,8 @@ from worker.job_files import FileRef, JobFiles
 MODEL = "model"
 LAYER = "layer:"
 BATCH_NORM = "batch_norm"
+TRAINING = "training"
+FINE_TUNED = "fine_tuned"
 PACKED = "packed"
 
 Refs = Mapping[str, Mapping[str, Any]]
@@ -51,6 +54,25 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
+def finished_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a fine-tuned network, the weights of its binary layers as int8 codes.
+
+    `load_finished` puts it into a network of the same layers.
+    """
+    tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for name, layer in network.named_modules():
+        if isinstance(layer, BinaryConv2d | BinaryLinear):
+            tensors[f"{name}.weight".removeprefix(".")] = layer.codes
+    return tensors
+
+
+def load_finished(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give ``network``, which is calibrated, the weights of `finished_tensors`."""
+    with torch.no_grad():
+        # Copied into the parameters, which turns codes into float32.
+        network.load_state_dict(dict(tensors))
+
+
 class JobNetworks:
     """Rebuilds a job's networks from the files recorded so far."""
 
@@ -74,6 +96,16 @@ class JobNetworks:
             buffers = load_file(self._resolve(refs[BATCH_NORM]))
             network.load_state_dict(buffers, strict=False)
         return network
+
+    def fine_tuned(self, refs: Refs) -> nn.Module:
+        """Return the network as fine-tuning left it."""
+        network = self.calibrated(refs)
+        load_finished(network, load_file(self._resolve(refs[FINE_TUNED])))
+        return network
+
+    def binarized(self, refs: Refs) -> nn.Module:
+        """Return the network that is packed: the fine-tuned, or without one the calibrated."""
+        return self.fine_tuned(refs) if FINE_TUNED in refs else self.calibrated(refs)
 
     def layers(self, refs: Refs, known: Collection[str] = ()) -> Iterator[CalibratedLayer]:
         """Yield the calibrated layers in the order they were made, but not those ``known``."""

@@ -30,6 +30,7 @@ from worker.settings import WorkerSettings
 from worker.stage_context import StageContext
 from worker.stages.calibrate import calibrate
 from worker.stages.evaluate import evaluate
+from worker.stages.fine_tune import fine_tune
 from worker.stages.pack import pack
 from worker.stages.prepare import prepare
 
@@ -126,9 +127,25 @@ class Run:
             if interrupted:
                 steps = calibrate(self.fresh())
             self.step(steps["batch_norm"])
+        epochs = self.fine_tuned(interrupted)
         self.step(pack(self.fresh())["pack"])
-        self.step(evaluate(self.fresh())["evaluate"], prepared=prepared, layers=layers)
+        known = {"prepared": prepared, "layers": layers, "epochs": epochs}
+        self.step(evaluate(self.fresh())["evaluate"], **known)
         return dict(json.loads(self.read("measured")))
+
+    def fine_tuned(self, interrupted: bool) -> list[dict[str, Any]]:
+        """Run the stage fine_tune, where the job has one; return the records of its epochs."""
+        epochs: list[dict[str, Any]] = []
+        if self.context.spec.fine_tune is None:
+            return epochs
+        steps = fine_tune(self.fresh())
+        for epoch in range(1, self.context.spec.fine_tune.epochs + 1):
+            if interrupted:
+                steps = fine_tune(self.fresh())
+            epochs.append(self.step(steps["epoch"], epoch=epoch))
+            del epochs[-1]["files"]
+        self.step((fine_tune(self.fresh()) if interrupted else steps)["finish"])
+        return epochs
 
     def read(self, role: str) -> bytes:
         return self.fresh().files.resolve(FileRef.from_json(self.files[role])).read_bytes()
@@ -188,6 +205,60 @@ def test_a_job_interrupted_after_every_layer_gives_the_same_bytes(
         assert smooth.read(role) == broken.read(role)
 
 
+FINE_TUNE = {"epochs": 3, "batch_size": 8, "average": 0.5, "precision": "float32"}
+
+
+def test_a_job_tells_what_fine_tuning_did(settings: WorkerSettings) -> None:
+    run = Run(context_of(settings, "tuned", fine_tune=FINE_TUNE))
+    report = run.all()
+    packed = artifact.decode(run.read("artifact"))
+    assert list(report["accuracy"]) == ["full_precision", "calibrated", "fine_tuned", "packed"]
+    assert packed.accuracy == report["accuracy"]
+    # What was packed is the network as it was trained, not as it was calibrated.
+    assert report["accuracy"]["packed"] == report["accuracy"]["fine_tuned"]
+    assert report["parity"]["top1_agreement"] == 1.0
+    assert [epoch["epoch"] for epoch in report["fine_tuning"]["epochs"]] == [1, 2, 3]
+    for epoch in report["fine_tuning"]["epochs"]:
+        assert epoch["loss"] > 0 and 0 <= epoch["train_accuracy"] <= 1
+        assert epoch["images_per_second"] > 0 and epoch["learning_rate"] > 0
+    assert packed.provenance["spec"]["fine_tune"]["epochs"] == 3
+    codes = artifact.binary_codes(packed)
+    calibrated = {
+        name: load_layer(run.fresh().files.resolve(FileRef.from_json(run.files[f"layer:{name}"])))
+        for name in LAYERS
+    }
+    assert any(not np.array_equal(codes[name], calibrated[name].codes.numpy()) for name in LAYERS)
+
+
+def test_a_job_interrupted_after_every_epoch_gives_the_same_bytes(settings: WorkerSettings) -> None:
+    smooth = Run(context_of(settings, "smooth-training", fine_tune=FINE_TUNE))
+    broken = Run(context_of(settings, "broken-training", fine_tune=FINE_TUNE))
+    smooth.all()
+    broken.all(interrupted=True)
+    for role in ("training", "fine_tuned", "artifact", "predictions"):
+        assert smooth.read(role) == broken.read(role)
+
+
+def test_an_epoch_repeated_before_it_was_recorded_leaves_the_same_state(
+    settings: WorkerSettings,
+) -> None:
+    run = Run(context_of(settings, "repeated", fine_tune=FINE_TUNE))
+    run.all()
+    folder = run.context.files.folder / "training"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "0002.safetensors",
+        "0003.safetensors",
+    ]
+    last = run.read("training")
+    # As after a crash between the file and its record: the record still names the epoch before.
+    state = run.fresh().files.write(
+        "again", lambda p: p.write_bytes((folder / "0002.safetensors").read_bytes())
+    )
+    run.files["training"] = state.to_json()
+    run.step(fine_tune(run.fresh())["epoch"], epoch=3)
+    assert run.read("training") == last
+
+
 def test_layers_kept_in_float_stay_so(settings: WorkerSettings) -> None:
     kept = ["features.0", "classifier"]
     run = Run(context_of(settings, "kept", keep_float=kept, method={"name": "bwn"}))
@@ -211,6 +282,7 @@ def test_layers_kept_in_float_stay_so(settings: WorkerSettings) -> None:
         ({"architecture": "lenet"}, InvalidSpec, "spec.architecture", "digits_cnn"),
         ({"keep_float": ["conv9"]}, InvalidSpec, "spec.keep_float", "features.0"),
         ({"keep_float": LAYERS}, InvalidSpec, "spec.keep_float", "at least one"),
+        ({"fine_tune": {"epochs": 1}}, InvalidSpec, "spec.fine_tune.batch_size", "at most 48"),
     ],
 )
 def test_what_cannot_be_compressed_is_refused_before_anything_is_done(

@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from models import artifact, runtime
 from models.layers import float32_bytes
 from store.artifacts import ARTIFACT, PREDICTIONS
-from store.specs import CompressSpec
+from store.datasets import Dataset
 from worker.data import ImageSet
-from worker.evaluation import Logits, Predict, accuracy, parity, predict_logits, predictions
+from worker.evaluation import Logits, accuracy, parity, predictions
+from worker.forms import channels_last, logits_of_forms
 from worker.job_files import STAGED, FileRef
-from worker.networks import PACKED, input_spec
-from worker.report import SCHEMA, layer_figures, provenance
+from worker.networks import FINE_TUNED, PACKED, JobNetworks, Refs, input_spec
+from worker.report import SCHEMA, answer_figures, layer_figures, layers_by_loss, provenance
 from worker.stage_context import Progress, StageContext, Step
 from worker.stages.pack import write_artifact
 from worker.stages.surroundings import (
@@ -25,10 +28,6 @@ from worker.stages.surroundings import (
     write_json,
 )
 
-# Bounds the activation maps of an evaluation.
-_PIXELS_PER_BATCH = 1_000_000
-_MOST_IMAGES_PER_BATCH = 250
-
 
 def evaluate(context: StageContext) -> Mapping[str, Step]:
     """Make the stage's one step, ``evaluate``."""
@@ -37,73 +36,76 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
         refs, prepared = arguments["files"], arguments["prepared"]
         dataset = dataset_of(context)
         test = splits_of(context, without_fraction(progress)).test
-        networks = networks_of(context, dataset)
-        full = networks.full_precision(refs)
-        calibrated = networks.calibrated(refs)
         packed = artifact.read(context.files.resolve(FileRef.from_json(refs[PACKED])))
         # The runtime, and so the arithmetic, that will serve.
         served = runtime.load(packed, context.settings.runtime)
-        forms: dict[str, Predict] = {
-            "full_precision": full,
-            "calibrated": calibrated,
-            "packed": served.run,
-        }
-        logits = _logits_of(forms, test, context.spec, progress)
+        forms = _trained_forms(networks_of(context, dataset), refs)
+        float_bytes = float32_bytes(forms["full_precision"])
+        layers = layer_figures(forms["calibrated"], prepared["order"], arguments["layers"])
+        predict = {name: channels_last(network) for name, network in forms.items()}
+        logits = logits_of_forms(
+            {**predict, "packed": served.run}, test, input_spec(context.spec), progress
+        )
         accuracies = {form: accuracy(found, test.labels) for form, found in logits.items()}
         origin = provenance(context.spec, prepared["digests"])
         final = dataclasses.replace(packed, provenance=origin, accuracy=accuracies)
-        answers = predictions(logits["packed"], test, dataset.classes, "test")
-        write = context.files.write
-        artifact_ref = write(f"{STAGED}/{ARTIFACT}", partial(write_artifact, final))
-        path = context.files.resolve(artifact_ref)
-        float_bytes = float32_bytes(full)
+        files = _stage_files(context, final, logits["packed"], test, dataset)
+        path = context.files.resolve(files["artifact"])
         measured = {
             "schema": SCHEMA,
             "spec": context.spec.model_dump(mode="json"),
             "accuracy": accuracies,
             "test_images": len(test),
             "calibration": prepared["calibration"],
-            "layers": layer_figures(calibrated, prepared["order"], arguments["layers"]),
+            "layers": layers,
+            "layers_by_loss": layers_by_loss(layers),
+            **_fine_tuning(arguments["epochs"]),
+            **answer_figures(logits, test.labels, dataset.classes),
             "bytes": {"float": float_bytes, "packed": path.stat().st_size},
             "compression_ratio": artifact.compression_ratio(float_bytes, path),
-            "parity": parity(logits["calibrated"], logits["packed"]).to_json(),
+            # What was packed is the last of the forms in which it could be trained.
+            "parity": parity(logits[list(forms)[-1]], logits["packed"]).to_json(),
             "runtime": served.name,
             "seed": context.spec.seed,
-            "digests": {**prepared["digests"], "artifact": artifact_ref.digest},
+            "digests": {**prepared["digests"], "artifact": files["artifact"].digest},
             "versions": origin["versions"],
         }
+        files["measured"] = context.files.write("measured.json", partial(write_json, measured))
         return {
             "accuracy": accuracies,
-            "files": {
-                "artifact": artifact_ref.to_json(),
-                "predictions": write(
-                    f"{STAGED}/{PREDICTIONS}", partial(write_json, answers)
-                ).to_json(),
-                "measured": write("measured.json", partial(write_json, measured)).to_json(),
-            },
+            "files": {role: ref.to_json() for role, ref in files.items()},
         }
 
     return {"evaluate": deterministic(context, evaluate)}
 
 
-def _logits_of(
-    forms: Mapping[str, Predict], images: ImageSet, spec: CompressSpec, progress: Progress
-) -> dict[str, Logits]:
-    """Run every form of the network over the images, each a third of the step's progress."""
-    pixels = spec.input.height * spec.input.width
-    batch = min(max(_PIXELS_PER_BATCH // pixels, 1), _MOST_IMAGES_PER_BATCH)
-    logits: dict[str, Logits] = {}
-    for index, (form, predict) in enumerate(forms.items()):
+def _trained_forms(networks: JobNetworks, refs: Refs) -> dict[str, nn.Module]:
+    """Return the forms before packing, in the order in which they came about."""
+    forms = {
+        "full_precision": networks.full_precision(refs),
+        "calibrated": networks.calibrated(refs),
+    }
+    if FINE_TUNED in refs:
+        forms["fine_tuned"] = networks.fine_tuned(refs)
+    return forms
 
-        def report(fraction: float, message: str, index: int = index) -> None:
-            progress((index + fraction) / len(forms), message)
 
-        logits[form] = predict_logits(
-            predict,
-            images,
-            input_spec(spec),
-            report,
-            batch_images=batch,
-            network=form.replace("_", " ") + " network",
-        )
-    return logits
+def _stage_files(
+    context: StageContext,
+    final: artifact.Artifact,
+    answers: Logits,
+    test: ImageSet,
+    dataset: Dataset,
+) -> dict[str, FileRef]:
+    """Write what is to be published beside the report; return it by role."""
+    answered = predictions(answers, test, dataset.classes, "test")
+    write = context.files.write
+    return {
+        "artifact": write(f"{STAGED}/{ARTIFACT}", partial(write_artifact, final)),
+        "predictions": write(f"{STAGED}/{PREDICTIONS}", partial(write_json, answered)),
+    }
+
+
+def _fine_tuning(epochs: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the report's member about fine-tuning, where there was any."""
+    return {"fine_tuning": {"epochs": epochs}} if epochs else {}

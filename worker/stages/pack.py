@@ -17,7 +17,7 @@ def pack(context: StageContext) -> Mapping[str, Step]:
 
     def pack(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         dataset = dataset_of(context)
-        network = networks_of(context, dataset).calibrated(arguments["files"])
+        network = networks_of(context, dataset).binarized(arguments["files"])
         fed = input_spec(context.spec)
         plan, tensors = lower(network, fed.shape)
         packed = artifact.Artifact(plan, tensors, fed, dataset.classes, {}, {})

@@ -13,7 +13,7 @@ from store.errors import InvalidSpec
 from store.specs import CompressSpec
 from store.uploads import UploadStore
 from worker.calibration import layer_order
-from worker.data import calibration_images
+from worker.data import ImageSet, calibration_images
 from worker.networks import (
     MODEL,
     architecture_arguments,
@@ -37,6 +37,7 @@ def prepare(context: StageContext) -> Mapping[str, Step]:
         order = layer_order(network, input_spec(spec).shape)
         layers = _layers_to_binarize(spec, network, order)
         splits = splits_of(context, progress)
+        _require_whole_batch(spec, splits.train)
         _, chosen = calibration_images(splits.train, spec.seed, spec.calibration_images)
         progress(1.0, f"calibration on {chosen}")
         state = network.state_dict()
@@ -71,6 +72,16 @@ def _restored(context: StageContext, dataset: Dataset) -> nn.Module:
     network = build_network(spec, len(dataset.classes))
     checkpoints.restore(network, tensors)
     return network
+
+
+def _require_whole_batch(spec: CompressSpec, train: ImageSet) -> None:
+    if spec.fine_tune is not None and len(train) < spec.fine_tune.batch_size:
+        raise InvalidSpec(
+            f"A batch of {spec.fine_tune.batch_size} is more than the {len(train)} training "
+            "images.",
+            field="spec.fine_tune.batch_size",
+            remedy=f"Ask for a batch_size of at most {len(train)}.",
+        )
 
 
 def _layers_to_binarize(spec: CompressSpec, network: nn.Module, order: list[str]) -> list[str]:

@@ -1,0 +1,81 @@
+"""The training of a job, put together from its specification: the stage's and the benchmarks' way.
+
+How training itself goes is in `worker.training`, which knows no specification.
+"""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.layers import BinaryConv2d, BinaryLinear
+from store.specs import CompressSpec
+from worker.data import ImageSet
+from worker.methods import METHODS
+from worker.networks import input_spec
+from worker.training.images import CachedImages, TrainingImages
+from worker.training.recipe import Recipe
+from worker.training.trainer import EpochFigures, Trainer
+
+
+def recipe_of(spec: CompressSpec) -> Recipe:
+    """Return the settings of the job's training, those of its method where it names none.
+
+    Raises:
+        ValueError: the specification asks for no training.
+    """
+    if spec.fine_tune is None:
+        raise ValueError("the specification asks for no fine-tuning")
+    recipe = Recipe(**spec.fine_tune.model_dump())
+    if recipe.binary_fractions is not None:
+        return recipe
+    return replace(recipe, binary_fractions=METHODS[spec.method.name].binary_fractions)
+
+
+def training_images(train: ImageSet, spec: CompressSpec) -> TrainingImages:
+    """Return the job's training images, augmented as its recipe says."""
+    augmentation = recipe_of(spec).augmentation
+    data = train.dataset
+    return CachedImages(
+        data.images,
+        data.labels,
+        input_spec(spec),
+        seed=spec.seed,
+        augmentation=augmentation,
+        rows=train.rows,
+    )
+
+
+def start_training(
+    full: nn.Module, calibrated: nn.Module, images: TrainingImages, spec: CompressSpec
+) -> Trainer:
+    """Return a trainer that has made no step yet.
+
+    ``full`` is the teacher and gives the magnitudes of the latent weights; ``calibrated``, whose
+    copy is trained, gives their signs. Both stay as they are.
+
+    Raises:
+        InvalidSpec: there are fewer images than a batch has.
+    """
+    return Trainer(
+        calibrated,
+        full,
+        images,
+        recipe_of(spec),
+        METHODS[spec.method.name].rule,
+        seed=spec.seed,
+        float_weights=_float_weights(full, calibrated),
+    )
+
+
+def epoch_record(epoch: int, figures: EpochFigures) -> dict[str, Any]:
+    """Return what a job records of its ``epoch``, the first being 1."""
+    return {"epoch": epoch, **asdict(figures)}
+
+
+def _float_weights(full: nn.Module, calibrated: nn.Module) -> dict[str, Tensor]:
+    weights = {}
+    for name, layer in calibrated.named_modules():
+        if isinstance(layer, BinaryConv2d | BinaryLinear):
+            weights[name] = full.get_parameter(f"{name}.weight".removeprefix(".")).detach()
+    return weights
