@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.preprocessing import InputSpec, normalise
+from worker.training.encoded_images import PixelRows
 from worker.training.recipe import Augmentation
 
 # How far an image is moved in each direction; what comes in at the border is black, pixel value 0.
@@ -47,7 +48,7 @@ class CachedImages:
 
     def __init__(
         self,
-        pixels: NDArray[np.uint8],
+        pixels: PixelRows,
         labels: NDArray[np.int64],
         spec: InputSpec,
         *,

@@ -7,6 +7,7 @@ the two lists equal. They are repeated here so that training runs where pydantic
 from dataclasses import dataclass
 from typing import Literal
 
+Schedule = Literal["cosine", "constant", "steps"]
 LatentStart = Literal["magnitude", "mean_magnitude", "code"]
 EstimatorName = Literal["plain", "clipped", "polynomial", "progressive"]
 BatchNormMode = Literal["train", "frozen", "reestimate"]
@@ -25,7 +26,8 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 0.0
     warmup_epochs: float = 0.5
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
+    drops: tuple[float, ...] = (0.5, 0.75, 0.9)
     latent: LatentStart = "magnitude"
     estimator: EstimatorName = "plain"
     distillation: float = 1.0

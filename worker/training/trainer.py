@@ -231,7 +231,7 @@ class Trainer:
         if step >= learning:
             step, steps = step - learning, recipe.settle_epochs * self._epoch_steps
             warmup = 0.0
-        factor = learning_rate_factor(step, steps, warmup, cosine=recipe.schedule == "cosine")
+        factor = learning_rate_factor(step, steps, warmup, recipe.schedule, recipe.drops)
         return recipe.learning_rate * factor
 
     def _reestimation_inputs(self) -> Iterator[Tensor]:
