@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from store.errors import InvalidSpec
+from store.fine_tuning import FineTuning
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
@@ -42,7 +43,7 @@ class _Method(_Strict):
     recalibrate_batch_norm: Literal["never", "end", "each_layer"] = Field(
         default="never",
         description="When batch-norm statistics are re-estimated on the calibration images: never, "
-        "after the last layer, or after each layer, so that the next is fitted to what it will see.",
+        "after the last layer, or after each layer, so that the next is fitted to what it sees.",
     )
 
     def own_parameters(self) -> dict[str, Any]:
@@ -118,98 +119,6 @@ METHODS: Mapping[str, type[_Method]] = {
 }
 
 
-class FineTuning(_Strict):
-    """Training of the binarized network with labels, and with the float network as its teacher.
-
-    The latent weights, whose signs are the bits, start from the calibrated codes. The learning rate
-    rises over ``warmup_epochs`` and then falls as ``schedule`` says.
-    """
-
-    epochs: int = Field(ge=1, le=1000)
-    batch_size: int = Field(default=128, ge=2, le=8192, description="Images per step.")
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = Field(default=1e-3, gt=0, le=10, allow_inf_nan=False)
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Of sgd.")
-    weight_decay: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
-        description="Of layers kept in float; latent weights, scales and batch norm have none.",
-    )
-    warmup_epochs: float = Field(default=0.5, ge=0, le=100, allow_inf_nan=False)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    latent: Literal["magnitude", "mean_magnitude", "code"] = Field(
-        default="magnitude",
-        description="Latent weights at the start: code times |w|, times mean |w|, or the code, in "
-        "units of the filter's mean |w|.",
-    )
-    estimator: Literal["plain", "clipped", "polynomial", "progressive"] = Field(
-        default="plain", description="The gradient that stands in for that of the sign."
-    )
-    distillation: float = Field(
-        default=1.0,
-        ge=0,
-        le=1,
-        description="Weight of the teacher's answers in the loss; the labels have the rest.",
-    )
-    temperature: float = Field(default=2.0, gt=0, le=100, allow_inf_nan=False)
-    feature_distillation: float = Field(
-        default=0.0,
-        ge=0,
-        le=1000,
-        allow_inf_nan=False,
-        description="Weight of the relative squared error of every block's result.",
-    )
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    batch_norm: Literal["train", "frozen", "reestimate"] = Field(
-        default="train",
-        description="Batch statistics, the calibrated ones, or batch statistics while training and "
-        "an estimate over training images after the last epoch.",
-    )
-    settle_epochs: int = Field(
-        default=0,
-        ge=0,
-        le=1000,
-        description="Of the epochs, the last so many with all bits fixed: only scales, biases, "
-        "batch norm and float layers are trained.",
-    )
-    average: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Decay per step of the moving average of all weights, which is what is kept; 0 "
-        "keeps the last weights.",
-    )
-    binary_fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=32,
-        description="Stochastic quantisation: the share of each layer's filters that is binary in "
-        "each of so many equally long parts of the training, the last 1. Absent: all filters, "
-        "always; for sq_bwn 0.5, 0.75, 0.875, 1.",
-    )
-    augmentation: Literal["none", "flip_and_shift", "random_resized_crop"] = "flip_and_shift"
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto",
-        description="Of products while training; auto is bfloat16 where the processor computes in "
-        "it.",
-    )
-
-    @field_validator("binary_fractions")
-    @classmethod
-    def _ends_binary(cls, fractions: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if fractions is not None and (list(fractions) != sorted(fractions) or fractions[-1] != 1):
-            raise ValueError("binary_fractions must not fall, and must end with 1")
-        return fractions
-
-    @model_validator(mode="after")
-    def _leaves_epochs_to_learn(self) -> "FineTuning":
-        if self.settle_epochs >= self.epochs:
-            raise ValueError("settle_epochs must be fewer than epochs")
-        return self
-
-
 class InputShape(_Strict):
     """What the network is fed: ``(channels, height, width)`` and how pixels become numbers.
 
@@ -219,6 +128,13 @@ class InputShape(_Strict):
     channels: Literal[1, 3] = 3
     height: int = Field(default=32, ge=4, le=1024)
     width: int = Field(default=32, ge=4, le=1024)
+    resize: int | None = Field(
+        default=None,
+        ge=4,
+        le=4096,
+        description="Pixels of the short side to which an image is resized before its centre is "
+        "cut out; absent: as small as the centre fits into it.",
+    )
     value_range: tuple[Finite, Finite] = (0.0, 1.0)
     mean: tuple[Finite, ...] = ()
     std: tuple[Positive, ...] = ()
@@ -239,6 +155,8 @@ class InputShape(_Strict):
                 raise ValueError(f"{field} needs one value per channel, that is {self.channels}")
         if not self.value_range[0] < self.value_range[1]:
             raise ValueError("value_range needs its low end below its high end")
+        if self.resize is not None and self.resize < max(self.height, self.width):
+            raise ValueError("resize must not be less than height and width")
         return self
 
 
@@ -331,7 +249,7 @@ def _fields_beside(location: Sequence[int | str]) -> Iterable[str]:
 
 
 # The members of a specification that are objects themselves, beside the method.
-_OBJECTS: Mapping[str, type[_Strict]] = {"input": InputShape, "fine_tune": FineTuning}
+_OBJECTS: Mapping[str, type[BaseModel]] = {"input": InputShape, "fine_tune": FineTuning}
 
 
 def _remedy_for(location: list[str]) -> str:
