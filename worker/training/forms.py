@@ -1,4 +1,4 @@
-"""The forms of one network: to be trained, to be asked as a teacher, and to be handed on.
+"""The forms of one network: to be trained, and to be asked as a teacher.
 
 Networks here are copies, so that a caller's own one stays as it was.
 """
@@ -23,18 +23,6 @@ def teacher_form(network: nn.Module) -> nn.Module:
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     return teacher
-
-
-def handed_on_form(network: nn.Module) -> nn.Module:
-    """Return ``network`` itself, on the CPU in evaluation mode and in the usual order."""
-    network = ordered(network.to("cpu"), torch.contiguous_format)
-    for module in network.modules():
-        module._forward_hooks.clear()
-        if isinstance(module, nn.ReLU):
-            module.inplace = False
-    for parameter in network.parameters():
-        parameter.requires_grad_(True)
-    return network.eval()
 
 
 def ordered(network: nn.Module, memory_format: torch.memory_format) -> nn.Module:

@@ -31,7 +31,7 @@ class Teaching:
         bfloat16: bool,
     ) -> None:
         """Take ``student`` as it is; ``teacher`` is copied, and left out where nothing asks it."""
-        self._student, self._recipe = student, recipe
+        self._recipe = recipe
         self._device, self._bfloat16 = device, bfloat16
         self._distillation = recipe.distillation if teacher is not None else 0.0
         self._features = recipe.feature_distillation if teacher is not None else 0.0
@@ -43,14 +43,15 @@ class Teaching:
                 self._wanted = BlockResults(self._teacher, names)
                 self._found = BlockResults(student, names)
 
-    def loss(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss, a float32 scalar, and the student's logits (n, K), float32.
 
-        ``inputs`` is float32 (n, C, H, W), channels last; ``labels`` int64 (n,).
+        ``network`` is the student, or what is called in its place. ``inputs`` is float32
+        (n, C, H, W), channels last; ``labels`` int64 (n,).
         """
         wanted = self._ask(inputs)
         with product_precision(self._device, self._bfloat16):
-            logits = self._student(inputs).float()
+            logits = network(inputs).float()
         loss = torch.zeros((), device=self._device)
         if self._distillation < 1.0:
             smoothing = self._recipe.label_smoothing

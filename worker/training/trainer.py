@@ -6,9 +6,8 @@ would have, on the same machine with as many threads.
 """
 
 import copy
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from itertools import islice
 
 import numpy as np
@@ -26,39 +25,22 @@ from models.layers import BinaryConv2d, BinaryLayer, BinaryLinear
 from store.errors import InvalidSpec
 from worker.training.averaging import MovingAverage
 from worker.training.batch_norm import freeze_statistics, reestimate
-from worker.training.forms import handed_on_form, training_form
+from worker.training.figures import EpochFigures, Meter, Progress
+from worker.training.forms import training_form
 from worker.training.images import TrainingImages
 from worker.training.optimizers import Optimizer
 from worker.training.precision import uses_bfloat16
+from worker.training.processes import Share, distributed, synchronized, this_device
 from worker.training.recipe import EstimatorName, Recipe
 from worker.training.rules import WeightRule
 from worker.training.schedule import learning_rate_factor
 from worker.training.stochastic import StochasticQuantizer
 from worker.training.teaching import Teaching
 
-Progress = Callable[[float, str], None]
-
-# Seconds between two reports, each of which waits for a GPU to catch up.
-_REPORT_S = 0.5
 # Images from which batch norm is re-estimated: more changes nothing that can be measured.
 _REESTIMATION_IMAGES = 5_000
 
 _STUDENT, _AVERAGE, _OPTIMIZER, _STEPS = "student/", "average/", "optimizer/", "steps"
-
-
-@dataclass(frozen=True)
-class EpochFigures:
-    """What one epoch came to.
-
-    ``loss`` is the mean over steps and ``train_accuracy`` the share of right answers, in 0..1, both
-    on augmented images and with the weights of the time; ``learning_rate`` is the last step's.
-    """
-
-    loss: float
-    train_accuracy: float
-    images_per_second: float
-    seconds: float
-    learning_rate: float
 
 
 class Trainer:
@@ -78,25 +60,26 @@ class Trainer:
         *,
         seed: int,
         float_weights: Mapping[str, Tensor],
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> None:
         """Start the latent weights.
 
         ``float_weights`` has the full-precision weight of every binary layer, by the layer's name.
+        ``device`` is the GPU where there is one, and else the CPU. Where a process group was made
+        this is one of its equal processes: see `worker.training.processes`.
 
         Raises:
-            InvalidSpec: there are fewer images than a batch has.
+            InvalidSpec: there are fewer images than a batch has, or the batch cannot be divided
+                among the processes.
         """
-        if len(images) < recipe.batch_size:
-            raise InvalidSpec(
-                f"A batch of {recipe.batch_size} is more than the {len(images)} training images.",
-                field="spec.fine_tune.batch_size",
-                remedy=f"Ask for a batch_size of at most {len(images)}.",
-            )
+        self._share = Share.of_this_process()
+        _check_batch(recipe, len(images), self._share)
         self._images, self._recipe, self._rule, self._seed = images, recipe, rule, seed
-        self._device = torch.device(device)
+        self._device = this_device() if device is None else torch.device(device)
         self._bfloat16 = uses_bfloat16(recipe.precision, self._device)
-        self._student = training_form(student).to(self._device)
+        self._untrained = student
+        self._student = synchronized(training_form(student), self._share, self._device)
+        self._student.to(self._device)
         self._layers = _binary_layers(self._student)
         for name, layer in self._layers.items():
             rule.start(layer, float_weights[name].to(self._device), recipe.latent)
@@ -153,14 +136,17 @@ class Trainer:
             self._settle()
         for layer in self._layers.values():
             layer.weight.requires_grad_(index < self._recipe.epochs - self._recipe.settle_epochs)
-        meter = _Meter(self._epoch_steps, self._recipe.batch_size, progress)
+        network = distributed(self._student, self._share)
+        meter = Meter(self._epoch_steps, self._recipe.batch_size, self._share, progress)
         with torch.random.fork_rng():
             # For dropout alone: all else has generators of its own.
-            torch.manual_seed(_mixed(self._seed, index))
-            batches = self._images.epoch(index, self._recipe.batch_size)
+            torch.manual_seed(_mixed(self._seed, index, self._share.rank))
+            batches = self._images.epoch(index, self._recipe.batch_size, **asdict(self._share))
             for number, (inputs, labels) in enumerate(islice(batches, self._epoch_steps)):
                 step = index * self._epoch_steps + number
-                loss, logits = self._step(step, inputs.to(self._device), labels.to(self._device))
+                loss, logits = self._step(
+                    network, step, inputs.to(self._device), labels.to(self._device)
+                )
                 meter.add(loss, logits, labels)
         return meter.figures(self._learning_rate((index + 1) * self._epoch_steps - 1))
 
@@ -170,20 +156,22 @@ class Trainer:
         The average is put in the place of the last weights, every rule has finished, and batch norm
         is estimated anew where the recipe says so.
         """
-        network = copy.deepcopy(self._student)
-        if self._average is not None:
-            network.load_state_dict(self._average.tensors)
+        network = copy.deepcopy(self._untrained).float().to(self._device)
+        trained = self._student.state_dict() if self._average is None else self._average.tensors
+        network.load_state_dict(trained)
         for layer in _binary_layers(network).values():
             self._rule.finish(layer)
         if self._recipe.batch_norm == "reestimate":
             reestimate(network, self._reestimation_inputs())
-        return handed_on_form(network)
+        return network.to("cpu").eval()
 
-    def _step(self, step: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(
+        self, network: nn.Module, step: int, inputs: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Make one step of the optimizer; return loss and logits (n, K), float32 and detached."""
         self._prepare(step)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        loss, logits = self._teaching.loss(inputs, labels)
+        loss, logits = self._teaching.loss(network, inputs, labels)
         torch.autograd.backward(loss)
         self._optimizer.step(self._learning_rate(step))
         with torch.no_grad():
@@ -239,51 +227,22 @@ class Trainer:
         count = max(min(_REESTIMATION_IMAGES, len(self._images)) // self._recipe.batch_size, 1)
         batches = self._images.epoch(self._recipe.epochs, self._recipe.batch_size)
         for inputs, _ in islice(batches, count):
-            yield inputs.to(self._device).contiguous(memory_format=torch.channels_last)
+            yield inputs.to(self._device)
 
 
-class _Meter:
-    """Adds up the figures of an epoch, and reports now and then."""
-
-    def __init__(self, steps: int, batch_size: int, progress: Progress) -> None:
-        self._steps, self._batch_size, self._progress = steps, batch_size, progress
-        self._done, self._seen, self._right = 0, 0, torch.tensor(0)
-        self._total = torch.tensor(0.0, dtype=torch.float64)
-        self._start = self._reported = time.perf_counter()
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Take in one step."""
-        self._total = self._total.to(loss.device) + loss.double()
-        right = (logits.argmax(dim=1) == labels.to(logits.device)).sum()
-        self._right = self._right.to(right.device) + right
-        self._done += 1
-        self._seen += len(labels)
-        if time.perf_counter() - self._reported >= _REPORT_S:
-            self._reported = time.perf_counter()
-            self._report()
-
-    def figures(self, learning_rate: float) -> EpochFigures:
-        """Return what the epoch came to."""
-        loss = self._mean_loss()
-        seconds = time.perf_counter() - self._start
-        right = float(self._right) / self._seen
-        speed = self._done * self._batch_size / seconds
-        return EpochFigures(loss, right, speed, seconds, learning_rate)
-
-    def _report(self) -> None:
-        loss, seconds = self._mean_loss(), time.perf_counter() - self._start
-        speed = self._done * self._batch_size / seconds
-        self._progress(self._done / self._steps, f"loss {loss:.4f}, {speed:,.0f} images/s")
-
-    def _mean_loss(self) -> float:
-        loss = float(self._total) / self._done
-        if not np.isfinite(loss):
-            raise InvalidSpec(
-                "The loss is no longer a finite number.",
-                field="spec.fine_tune.learning_rate",
-                remedy="Ask for a lower learning rate, or for more warmup_epochs.",
-            )
-        return loss
+def _check_batch(recipe: Recipe, images: int, share: Share) -> None:
+    if images < recipe.batch_size:
+        raise InvalidSpec(
+            f"A batch of {recipe.batch_size} is more than the {images} training images.",
+            field="spec.fine_tune.batch_size",
+            remedy=f"Ask for a batch_size of at most {images}.",
+        )
+    if recipe.batch_size % share.world:
+        raise InvalidSpec(
+            f"A batch of {recipe.batch_size} cannot be divided among {share.world} processes.",
+            field="spec.fine_tune.batch_size",
+            remedy=f"Ask for a multiple of {share.world}.",
+        )
 
 
 def _binary_layers(network: nn.Module) -> dict[str, BinaryLayer]:
@@ -304,5 +263,8 @@ def _estimator(name: EstimatorName) -> Estimator:
     }[name]
 
 
-def _mixed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+def _mixed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+__all__ = ["EpochFigures", "Progress", "Trainer"]

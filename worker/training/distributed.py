@@ -1,0 +1,175 @@
+"""One epoch on several processes of one machine, by torchrun.
+
+`train_epoch` starts torchrun with this module as its program and waits for it. Any command may do
+the same, on one machine or on many::
+
+    torchrun --nproc-per-node 2 -m worker.training.distributed \\
+        --trainer package.module:function --arguments '{"...": 1}' \\
+        --epoch 3 --state before.safetensors --result after.safetensors
+
+``function(**arguments)`` gives every process its own, equal `Trainer`. The first process writes the
+state after the epoch, and JSON lines to the standard output: ``{"progress", "message"}`` any number
+of times, then ``{"figures"}`` or, after an expected failure, ``{"problem"}``.
+"""
+
+import argparse
+import ctypes
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from store.errors import BitpressError, JobCrashed, from_problem
+from worker.training.trainer import EpochFigures, Progress, Trainer
+
+_PR_SET_PDEATHSIG = 1
+
+
+def train_epoch(
+    trainer: str,
+    arguments: Mapping[str, Any],
+    index: int,
+    *,
+    state: Path | None,
+    result: Path,
+    processes: int,
+    threads: int,
+    progress: Progress,
+) -> EpochFigures:
+    """Train epoch ``index``, the first being 0, on so many ``processes``.
+
+    ``trainer`` (``module:function``) is called with ``arguments``, JSON values, in every process
+    and returns a `Trainer`, equal in each. ``state`` is the file of the state before the epoch,
+    None for a new trainer's own; ``result`` is where the state after it is written, and whoever
+    needs it whole after a crash lets it be a temporary file and renames it. Each process has
+    ``threads`` threads. All processes die with the calling thread.
+
+    Raises:
+        BitpressError: what the training raised.
+        JobCrashed: a process died, or met an error that nobody expected.
+    """
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "1"),
+        *("--nproc-per-node", str(processes), "--local-addr", "127.0.0.1"),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--max-restarts", "0"),
+        *("--module", __spec__.name, "--trainer", trainer, "--arguments", json.dumps(arguments)),
+        *("--epoch", str(index), "--result", str(result)),
+        *(("--state", str(state)) if state is not None else ()),
+    ]
+    environment = {
+        "GLOO_SOCKET_IFNAME": "lo",
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+    }
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=_die_with_parent
+    )
+    try:
+        assert process.stdout is not None
+        figures = _read(process.stdout, progress)
+        status = process.wait()
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+    if figures is None or status != 0:
+        raise JobCrashed(
+            f"A training process stopped unexpectedly (status {status}).",
+            remedy="See the worker's log; train on fewer processes if memory ran out.",
+        )
+    return figures
+
+
+def _read(lines: Any, progress: Progress) -> EpochFigures | None:
+    """Follow the first process's output to its end."""
+    figures = None
+    for line in lines:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue  # of a library
+        if not isinstance(message, dict):
+            continue
+        if "problem" in message:
+            raise from_problem(message["problem"])
+        if "figures" in message:
+            figures = EpochFigures(**message["figures"])
+        elif "progress" in message:
+            progress(message["progress"], message["message"])
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Be one of torchrun's processes."""
+    _die_with_parent()
+    options = _options().parse_args(arguments)
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        _train(options)
+    finally:
+        dist.destroy_process_group()
+
+
+def _train(options: argparse.Namespace) -> None:
+    first = dist.get_rank() == 0
+
+    def say(**message: object) -> None:
+        if first:
+            sys.stdout.write(json.dumps(message) + "\n")
+            sys.stdout.flush()
+
+    try:
+        trainer = _trainer(options.trainer)(**json.loads(options.arguments))
+        if options.state is not None:
+            trainer.load_state(load_file(options.state))
+        figures = trainer.epoch(
+            options.epoch, lambda fraction, message: say(progress=fraction, message=message)
+        )
+    except BitpressError as error:
+        say(problem=error.problem())
+        raise
+    if first:
+        save_file(trainer.state(), options.result)
+    dist.barrier()
+    say(figures=asdict(figures))
+
+
+def _trainer(target: str) -> Callable[..., Trainer]:
+    module, _, name = target.partition(":")
+    made: Callable[..., Trainer] = getattr(importlib.import_module(module), name)
+    return made
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Train one epoch, as a process of torchrun.")
+    parser.add_argument("--trainer", required=True, help="module:function that makes a Trainer")
+    parser.add_argument("--arguments", default="{}", help="the function's, as a JSON object")
+    parser.add_argument("--epoch", type=int, required=True, help="counted from 0")
+    parser.add_argument("--state", type=Path, help="state before the epoch")
+    parser.add_argument("--result", type=Path, required=True, help="where the state after it goes")
+    return parser
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when the thread ends that started it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
