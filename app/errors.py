@@ -54,6 +54,13 @@ class UnsupportedMedia(InvalidInput):
     title = "This kind of body is not accepted here"
 
 
+class NotAcceptable(InvalidInput):
+    """The Accept header wants none of the media types that there are."""
+
+    code = "not-acceptable"
+    title = "There is no such form of the answer"
+
+
 class SlowBody(InvalidInput):
     """The body stopped arriving, or took too long."""
 
@@ -65,6 +72,7 @@ STATUS: dict[type[BitpressError], int] = {
     MalformedBody: 400,
     MalformedRequest: 400,
     UnsupportedMedia: 415,
+    NotAcceptable: 406,
     SlowBody: 408,
     InvalidInput: 422,
     NotFound: 404,
@@ -95,6 +103,8 @@ def problem_response(request: Request, error: Exception) -> Response:
         headers = {}
         if isinstance(error, Overloaded):
             headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        if isinstance(error, NotAcceptable):
+            headers["Vary"] = "Accept"
         return _document(request, status_of(error), error.problem(), headers)
     if isinstance(error, RequestValidationError):
         return _document(request, 422, _validation_members(error))

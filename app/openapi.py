@@ -12,6 +12,7 @@ from store.specs import CompressSpec
 _REASONS = {
     400: "The body cannot be read: broken JSON or multipart.",
     404: "There is no such thing.",
+    406: "There is no form of the answer that `Accept` wants.",
     408: "The body stopped arriving, or took too long.",
     409: "In conflict with what exists, or not ready yet.",
     413: "Larger than a limit.",

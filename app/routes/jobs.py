@@ -2,9 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Header, Path, Query
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from app import report_page
+from app.errors import NotAcceptable
+from app.negotiation import preferred
 from app.openapi import problems
 from app.schemas import Fault, JobAnswer, JobList, LayerLosses, ModelReference
 from app.services import JobsDep, ServicesDep
@@ -13,6 +16,8 @@ from store.job_record import Job
 from store.job_reports import read_job_report
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_JSON, _HTML = "application/json", "text/html"
 
 JobId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -33,16 +38,42 @@ def get_job(job_id: JobId, jobs: JobsDep) -> JobAnswer:
     "/{job_id}/report",
     response_class=JSONResponse,
     responses={
-        200: {"content": {"application/json": {"schema": {"type": "object"}}}},
-        **problems(404, 409, 422, 503),
+        200: {
+            "description": "The report, as `Accept` wants it: JSON, or a page to look at.",
+            "headers": {"Vary": {"schema": {"type": "string"}, "description": "Accept"}},
+            "content": {
+                _JSON: {"schema": {"type": "object"}},
+                _HTML: {"schema": {"type": "string"}},
+            },
+        },
+        **problems(404, 406, 409, 422, 503),
     },
 )
-def get_report(job_id: JobId, services: ServicesDep) -> JSONResponse:
-    """Return everything that was measured: accuracies, losses, bytes, parity, seconds, digests."""
+def get_report(
+    job_id: JobId,
+    services: ServicesDep,
+    accept: Annotated[list[str] | None, Header(include_in_schema=False)] = None,
+) -> Response:
+    """Return everything that was measured: accuracies, confusions, losses, bytes, seconds, digests.
+
+    As JSON, or as a page with plots where the `Accept` header prefers `text/html`.
+    """
+    form = preferred(", ".join(accept or ()), (_JSON, _HTML))
+    if form is None:
+        raise NotAcceptable(
+            "A report is JSON or HTML.",
+            field="Accept",
+            remedy=f"Accept {_JSON} or {_HTML}.",
+        )
     job = services.jobs.get(job_id)
     if job.state != "succeeded":
         raise _no_report(job)
-    return JSONResponse(read_job_report(services.settings.jobs_dir, job.id))
+    report = read_job_report(services.settings.jobs_dir, job.id)
+    headers = {"Vary": "Accept"}
+    if form == _HTML:
+        page = report_page.render(report)
+        return HTMLResponse(page, headers={**headers, **report_page.HEADERS})
+    return JSONResponse(report, headers=headers)
 
 
 def job_answer(job: Job) -> JobAnswer:

@@ -12,7 +12,14 @@ import pytest
 from fastapi import FastAPI
 
 from app import errors
-from app.errors import MalformedBody, MalformedRequest, SlowBody, UnsupportedMedia, status_of
+from app.errors import (
+    MalformedBody,
+    MalformedRequest,
+    NotAcceptable,
+    SlowBody,
+    UnsupportedMedia,
+    status_of,
+)
 from app.metrics import Metrics
 from app.observation import Observation
 from store import errors as store_errors
@@ -46,6 +53,7 @@ STATUS: dict[type[BitpressError], int] = {
     MalformedBody: 400,
     MalformedRequest: 400,
     UnsupportedMedia: 415,
+    NotAcceptable: 406,
     SlowBody: 408,
     TooLarge: 413,
     NotFound: 404,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import tomllib
@@ -67,6 +68,18 @@ def test_the_image_copies_every_package_that_is_installed() -> None:
         if line.startswith("!")
     }
     assert allowed == needed
+
+
+def test_the_templates_of_pages_are_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    # All that lies in a package is installed, unless git ignores it.
+    assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]) == {"packages"}
+    templates = sorted((ROOT / "app/templates").iterdir())
+    assert {path.name for path in templates} == {"drawing.html", "report.css", "report.html"}
+    if shutil.which("git"):
+        ignored = subprocess.run(["git", "check-ignore", *templates], cwd=ROOT, check=False)
+        assert ignored.returncode != 0
+    assert any(name.startswith("jinja2>=") for name in project["project"]["dependencies"])
 
 
 def test_the_image_runs_as_nobody_special_and_tells_its_health() -> None:
