@@ -18,7 +18,11 @@ from store.errors import InvalidArtifact
 
 @dataclass(frozen=True)
 class BinaryWeight:
-    """What a binary layer computes with: ``codes`` int8, ``scale`` and ``bias`` float64 (N,)."""
+    """What a binary layer computes with.
+
+    ``codes`` int8 ``(N, C / groups, kh, kw)`` or ``(N, S)``, ``scale`` float64 ``(N,)``; where the
+    layer has several bases, both with a first axis of bases. ``bias`` float64 ``(N,)``.
+    """
 
     layer: str  # its name in the network
     codes: NDArray[np.int8]

@@ -91,9 +91,10 @@ def _plain_form(layer: BinaryConv2d | BinaryLinear) -> nn.Module:
 
 
 def _binary_weight(name: str, layer: BinaryConv2d | BinaryLinear) -> BinaryWeight:
-    scale = layer.scale.detach().double().numpy()
-    bias = np.zeros_like(scale) if layer.bias is None else layer.bias.detach().double().numpy()
-    return BinaryWeight(name, layer.codes.numpy(), scale, bias)
+    scale = layer.scales.double().numpy()
+    bias = layer.bias
+    shift = np.zeros(scale.shape[-1]) if bias is None else bias.detach().double().numpy()
+    return BinaryWeight(name, layer.codes.numpy(), scale, shift)
 
 
 def _export(module: nn.Module, input_shape: tuple[int, int, int]) -> ExportedProgram:
@@ -154,7 +155,9 @@ def _finished(draft: Draft) -> tuple[Operator, dict[str, NDArray[Any]]]:
         if not np.isfinite(array).all():
             operator.refuse(f"its {suffix} is not finite in float32")
     if "codes" in draft.arrays:
-        arrays["bits"] = bits.pack(draft.arrays["codes"])[None]
+        codes = draft.arrays["codes"]
+        bases = codes if "base_scale" in arrays else codes[None]
+        arrays["bits"] = np.stack([bits.pack(basis) for basis in bases])
     if isinstance(operator, Conv2d | Linear) and _is_identity(arrays["affine"]):
         del arrays["affine"]
         operator = replace(operator, affine=False)

@@ -98,8 +98,8 @@ def _same(work: Translation, node: fx.Node, arguments: Arguments) -> None:
 def _conv2d(work: Translation, node: fx.Node, arguments: Arguments) -> None:
     source = work.value(node, arguments["input"])
     layer, arrays = _weights(work, node, arguments)
-    weight = arrays["codes" if "codes" in arrays else "weight"]
-    kernel = (weight.shape[2], weight.shape[3])
+    shape = work.tensor(node, arguments["weight"])[1].shape
+    kernel = (shape[2], shape[3])
     dilation = _pair(arguments["dilation"])
     work.layers[node.name] = layer
     work.add(
@@ -107,8 +107,10 @@ def _conv2d(work: Translation, node: fx.Node, arguments: Arguments) -> None:
         Conv2d(
             name=node.name,
             input=source,
-            channels=weight.shape[0],
+            channels=shape[0],
             weight="bits" if "codes" in arrays else "float",
+            bases=len(arrays["base_scale"]) if "base_scale" in arrays else 1,
+            base_scale="base_scale" in arrays,
             affine=True,
             kernel=kernel,
             stride=_pair(arguments["stride"]),
@@ -136,15 +138,17 @@ def _padding(
 def _linear(work: Translation, node: fx.Node, arguments: Arguments) -> None:
     source = work.value(node, arguments["input"])
     layer, arrays = _weights(work, node, arguments)
-    weight = arrays["codes" if "codes" in arrays else "weight"]
+    shape = work.tensor(node, arguments["weight"])[1].shape
     work.layers[node.name] = layer
     work.add(
         node,
         Linear(
             name=node.name,
             input=source,
-            channels=weight.shape[0],
+            channels=shape[0],
             weight="bits" if "codes" in arrays else "float",
+            bases=len(arrays["base_scale"]) if "base_scale" in arrays else 1,
+            base_scale="base_scale" in arrays,
             affine=True,
         ),
         arrays,
@@ -156,9 +160,14 @@ def _weights(work: Translation, node: fx.Node, arguments: Arguments) -> tuple[st
     name, weight = work.tensor(node, arguments["weight"])
     if name in work.binary:
         binary = work.binary[name]
+        if binary.scale.ndim == 1:
+            affine = np.stack([binary.scale, binary.bias])
+            return binary.layer, {"codes": binary.codes, "affine": affine}
+        affine = np.stack([np.ones_like(binary.bias), binary.bias])
         return binary.layer, {
             "codes": binary.codes,
-            "affine": np.stack([binary.scale, binary.bias]),
+            "base_scale": binary.scale,
+            "affine": affine,
         }
     bias = arguments["bias"]
     shift = np.zeros(len(weight)) if bias is None else _float64(work.tensor(node, bias)[1])

@@ -1,5 +1,7 @@
 """Sign, its gradients, and the layers that compute with it."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -154,3 +156,40 @@ def test_replacing_what_is_not_there_is_an_error(name):
 def test_counter_of_batches_is_no_part_of_the_float_bytes():
     net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
     assert float32_bytes(net) == 4 * (5 * 4 + 4 + 4 * 4)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, bias=False), nn.Linear(7, 3)])
+def test_a_layer_of_several_bases_is_the_one_with_their_sum(layer):
+    codes, scale = random_codes((3, *layer.weight.shape)), torch.rand(3, len(layer.weight))
+    offset = torch.randn(len(layer.weight))
+    binary = binarize_layer(layer, codes, scale, offset)
+    assert binary.bases == 3
+    assert torch.equal(binary.codes, codes.to(torch.int8))
+    assert torch.equal(binary.scales, scale)
+    x = torch.randn(2, 4, 9, 9) if isinstance(layer, nn.Conv2d) else torch.randn(2, 7)
+    plain = copy.deepcopy(layer)
+    with torch.no_grad():
+        axes = [1] * (layer.weight.ndim - 1)
+        plain.weight.copy_((codes * scale.view(3, -1, *axes)).sum(dim=0))
+        shift = offset.view(-1, *[1] * (plain(x).ndim - 2))
+        torch.testing.assert_close(binary(x), plain(x) + shift)
+
+
+def test_of_several_bases_the_first_codes_and_all_scales_are_trained():
+    layer = nn.Linear(8, 3)
+    binary = binarize_layer(layer, random_codes((2, 3, 8)), torch.rand(2, 3))
+    assert set(dict(binary.named_parameters())) == {"weight", "bias", "scale", "extra_scale"}
+    assert set(dict(binary.named_buffers())) == {"extra_codes"}
+    binary(torch.randn(4, 8)).square().sum().backward()
+    for parameter in binary.parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0
+    one = binarize_layer(layer, random_codes((3, 8)), torch.rand(3))
+    assert set(one.state_dict()) == {"weight", "bias", "scale"}
+
+
+def test_an_offset_is_added_to_the_bias():
+    layer = nn.Linear(4, 2)
+    binary = binarize_layer(layer, torch.ones(2, 4), torch.ones(2), torch.tensor([1.0, -2.0]))
+    assert torch.equal(binary.bias, layer.bias + torch.tensor([1.0, -2.0]))
+    with pytest.raises(ValueError, match="offset is"):
+        binarize_layer(layer, torch.ones(2, 4), torch.ones(2), torch.ones(3))

@@ -388,3 +388,29 @@ def test_plan_of_every_checkpoint_agrees_with_it(name, file, keep_float, binary,
     assert len(codes_survive(net, artifact)) == binary * (
         len(binarizable_layers(net)) - len(keep_float)
     )
+
+
+def test_a_layer_of_several_bases_is_lowered_with_all_of_them(make_artifact):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 36, 5),
+    ).eval()
+    nn.init.uniform_(net[1].running_mean)
+    for name, bases in (("0", 3), ("4", 2)):
+        layer = net.get_submodule(name)
+        codes = sign(torch.randn(bases, *layer.weight.shape))
+        scale = torch.rand(bases, len(layer.weight))
+        offset = torch.randn(len(layer.weight)) if name == "0" else None
+        replace_layer(net, name, binarize_layer(layer, codes, scale, offset))
+    artifact = make_artifact(net, (3, 6, 6))
+    products = [node for node in artifact.plan.nodes if isinstance(node, Conv2d | Linear)]
+    assert [(node.name, node.bases, node.base_scale) for node in products] == [
+        ("0", 3, True),
+        ("4", 2, True),
+    ]
+    agreement(net, artifact, torch.randn(16, 3, 6, 6))
+    codes_survive(net, artifact)
