@@ -64,24 +64,24 @@ class Scale:
         (255 - zero))``; the best zero is next to where both are equal. An empty range gives steps
         of 1.
         """
-        most = 2**BITS - 1
         least, greatest = min(least, 0.0), max(greatest, 0.0)
         if greatest - least == 0:
             return cls(0.0, 1.0)
+        most = 2**BITS - 1
+        # Each end that is not 0 needs a level of its own.
+        fewest, highest = int(least < 0), most - int(greatest > 0)
         balanced = math.floor(most * -least / (greatest - least))
         step, zero = min(
             (max(_share(-least, zero), _share(greatest, most - zero)), zero)
-            for zero in {max(balanced, 0), min(balanced + 1, most)}
+            for zero in (min(max(balanced + i, fewest), highest) for i in (0, 1))
         )
         step = _rounded_up(max(step, _LEAST_STEP))
         return cls(-zero * step, step)
 
 
 def _share(reach: float, levels: int) -> float:
-    """Return the step with which ``levels`` steps reach that far."""
-    if reach == 0:
-        return 0.0
-    return reach / levels if levels else math.inf
+    """Return the step with which ``levels`` steps reach that far; 0 is there already."""
+    return reach / levels if reach else 0.0
 
 
 def _rounded_up(step: float) -> float:

@@ -5,8 +5,8 @@ Where 0 is one of a quantizer's numbers, its result is ``step * m`` with whole *
 such a sum is of no account, so that every runtime can be held to the same bits: what the product
 is rounded to, and how gain and shift follow, is stated once and met exactly.
 
-Here levels are float32 tensors. Sums of whole numbers are exact in float32 as long as none can
-reach 2**24; beyond that, in float64.
+Here levels are float32 tensors. Plain sums of whole numbers are exact in float32 as long as none
+can reach 2**24; beyond that, in float64.
 """
 
 from math import prod
@@ -60,8 +60,15 @@ def real_numbers(found: Tensor, node: Quantize) -> Tensor:
     return (found + node.zero).mul_(torch.tensor(node.step)).add_(torch.tensor(node.low))
 
 
-def sums_fit_float32(node: Quantize, weight_shape: Shape) -> bool:
-    """Tell whether no sum over a filter ``(N, C, kh, kw)`` or ``(N, S)`` can leave float32."""
+def exact_dtype(node: Quantize, weight_shape: Shape) -> torch.dtype:
+    """Return the float dtype in which torch sums up levels exactly.
+
+    ``weight_shape`` is ``(N, C, kh, kw)`` or ``(N, S)``. Without oneDNN torch gives large
+    convolutions of float32 to NNPACK, whose Winograd transforms round.
+    """
     assert node.zero is not None
     greatest = max(node.zero, 2**node.bits - 1 - node.zero)
-    return greatest * prod(weight_shape[1:]) < _EXACT_BELOW
+    fits = greatest * prod(weight_shape[1:]) < _EXACT_BELOW
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    plain = available and torch.backends.mkldnn.enabled
+    return torch.float32 if fits and plain else torch.float64

@@ -34,7 +34,7 @@ from models.operators import (
 )
 from models.plan import INPUT
 from models.quantization import quantize
-from models.runtime.levels import fed_levels, levels, real_numbers, sums_fit_float32
+from models.runtime.levels import exact_dtype, fed_levels, levels, real_numbers
 from models.runtime.unpacking import Part, parts, sign_table, unpack_filters
 
 WEIGHTS_AT_ONCE: Final = 4 << 20  # 16 MiB of float32
@@ -168,8 +168,8 @@ class ReferenceRuntime:
             return _multiply(node, x, self._tensors[f"{node.name}.weight"])
         shape = node.weight_shape(self._plan.source_shapes(node))
         quantizer = self._fed_levels.get(node.name)
-        if quantizer is not None and not sums_fit_float32(quantizer, shape):
-            x = x.double()
+        if quantizer is not None:
+            x = x.to(exact_dtype(quantizer, shape))
         groups = node.groups if isinstance(node, Conv2d) else 1
         done = [
             self._weigh_part(node, x, part, shape)

@@ -4,6 +4,7 @@ The reader below knows the page and nothing else; it uses no part of bitpress. S
 on purpose: loops stand where the page has sums.
 """
 
+import copy
 import itertools
 import json
 import struct
@@ -16,6 +17,7 @@ from models import artifact as artifacts
 from models import bits
 from models.artifact import Artifact
 from models.attributes import Activation
+from models.layers import BinaryLayer
 from models.operators import (
     Activate,
     Add,
@@ -33,6 +35,7 @@ from models.operators import (
 )
 from models.plan import Plan
 from models.preprocessing import InputSpec, normalise
+from models.quantization import Scale, quantize_inputs
 from models.runtime import load
 
 # --- The reader: sections 1 to 5 of the page ------------------------------------------------------
@@ -108,8 +111,60 @@ def activate(x, activation, tensors, name):
     return np.where(x >= 0, x, broadcast(tensors[name + ".slope"], x) * x)
 
 
+def quantized(node, x):
+    """q of section 4.2, binary32."""
+    low, step = np.float32(node["low"]), np.float32(node["step"])
+    x = x.astype(np.float32)
+    if node["bits"] == 1:
+        return (x >= low + step / 2).astype(np.float32)
+    return np.clip(np.floor((x - low) / step + np.float32(0.5)), 0, 2 ** node["bits"] - 1)
+
+
+def zero_of(node, quantizer):
+    """Section 4.4: k where ``node`` computes with the integers q - k of ``quantizer``, or None."""
+    border = node.get("pad_value", 0) == 1 and node.get("padding", [0, 0]) != [0, 0]
+    if quantizer["op"] != "quantize" or node.get("weight", "bits") != "bits" or border:
+        return None
+    low, step = np.float32(quantizer["low"]), np.float32(quantizer["step"])
+    k = round(-float(low) / float(step))
+    whole = 0 <= k < 2 ** quantizer["bits"] and np.float32(k) * step == -low
+    return k if whole else None
+
+
+def integer_product(node, quantizer, k, values, tensors):
+    """Section 4.4: in binary32 but for the sums."""
+    name, step = node["name"], np.float32(quantizer["step"])
+    m = quantized(quantizer, values[quantizer["input"]]).astype(np.int64) - k
+    z = sums(node, m, tensors).astype(np.float32)
+    product = np.float32(0)
+    for basis, part in enumerate(z):
+        if node.get("base_scale"):
+            scale = tensors[name + ".base_scale"][basis]
+            part = scale.reshape(-1, *[1] * (part.ndim - 1)) * part
+        product = product + part
+    if node.get("affine"):
+        gain, shift = (
+            row.reshape(-1, *[1] * (product.ndim - 1)) for row in tensors[name + ".affine"]
+        )
+        r = (gain * step) * product + shift
+    else:
+        r = step * product
+    if node.get("residual") is not None:
+        r = r + values[node["residual"]].astype(np.float32)
+    return activate(r.astype(np.float64), node.get("activation"), tensors, name)
+
+
 def product(node, x, tensors):
     """Sum over the bases of base scale times weights times x."""
+    z = sums(node, x, tensors)
+    if node.get("base_scale"):
+        scale = tensors[node["name"] + ".base_scale"]
+        z = z * scale.reshape(*scale.shape, *[1] * (z.ndim - 2))
+    return z.sum(axis=0)
+
+
+def sums(node, x, tensors):
+    """z of section 4.2, for every basis: weights times x."""
     name, count = node["name"], node["channels"]
     if node["op"] == "linear":
         channels, kernel, groups = len(x), (1, 1), 1
@@ -127,7 +182,7 @@ def product(node, x, tensors):
     padded = bordered(x, (py, px), node.get("pad_value", 0))
     height = window_count(x.shape[1], kernel[0], sy, py, dy)
     width = window_count(x.shape[2], kernel[1], sx, px, dx)
-    total = np.zeros((count, height, width))
+    z = np.zeros((len(weights), count, height, width), padded.dtype)
     for k, n, i, j in itertools.product(
         range(len(weights)), range(count), range(height), range(width)
     ):
@@ -137,13 +192,12 @@ def product(node, x, tensors):
             i * sy : i * sy + dy * (kernel[0] - 1) + 1 : dy,
             j * sx : j * sx + dx * (kernel[1] - 1) + 1 : dx,
         ]
-        scale = tensors[name + ".base_scale"][k, n] if node.get("base_scale") else 1
-        total[n, i, j] += scale * (weights[k, n] * taps).sum()
-    return total.reshape(-1) if node["op"] == "linear" else total
+        z[k, n, i, j] = (weights[k, n].astype(padded.dtype) * taps).sum()
+    return z[..., 0, 0] if node["op"] == "linear" else z
 
 
-def compute(node, values, tensors):
-    """Section 4.2: the value of one node."""
+def compute(node, values, tensors, nodes):
+    """Section 4.2: the value of one node; ``nodes`` are those before it, by name."""
     op, name = node["op"], node["name"]
     if op in ("add", "concat"):
         sources = [values[source] for source in node["inputs"]]
@@ -152,6 +206,10 @@ def compute(node, values, tensors):
         return activate(sources[0] + sources[1], node.get("activation"), tensors, name)
     x = values[node["input"]]
     if op in ("conv2d", "linear"):
+        quantizer = nodes.get(node["input"])
+        k = None if quantizer is None else zero_of(node, quantizer)
+        if k is not None:
+            return integer_product(node, quantizer, k, values, tensors)
         y = product(node, x, tensors)
         if node.get("affine"):
             gain, shift = tensors[name + ".affine"]
@@ -160,13 +218,7 @@ def compute(node, values, tensors):
             y = y + values[node["residual"]]
         return activate(y, node.get("activation"), tensors, name)
     if op == "quantize":
-        low, step = np.float32(node["low"]), np.float32(node["step"])
-        x = x.astype(np.float32)
-        if node["bits"] == 1:
-            q = (x >= low + step / 2).astype(np.float32)
-        else:
-            q = np.clip(np.floor((x - low) / step + np.float32(0.5)), 0, 2 ** node["bits"] - 1)
-        return q * step + low
+        return quantized(node, x) * np.float32(node["step"]) + np.float32(node["low"])
     if op == "sign_pack":
         sense, threshold = np.ones(len(x)), np.zeros(len(x))
         if node.get("per_channel"):
@@ -195,8 +247,10 @@ def predict(data, pixels):
     metadata, tensors = read_file(data)
     assert metadata["format"] == 1 and metadata["plan"]["opset"] == 1
     values = {"input": to_input(pixels, metadata["input"]).astype(np.float64)}
+    nodes = {}
     for node in metadata["plan"]["nodes"]:
-        values[node["name"]] = compute(node, values, tensors)
+        values[node["name"]] = compute(node, values, tensors, nodes)
+        nodes[node["name"]] = node
     logits = values[metadata["plan"]["output"]]
     return metadata["labels"][int(logits.argmax())], logits
 
@@ -249,9 +303,22 @@ def every_operator():
     return Artifact(plan, tensors, spec, ("a", "b", "c", "d"), {}, {})
 
 
-@pytest.mark.parametrize("which", ["every_operator", "lowered"])
-def test_numpy_alone_gives_the_reference_runtimes_answer(which, small_artifact, tmp_path):
-    artifact = every_operator() if which == "every_operator" else small_artifact
+def with_8_bits(net, make_artifact):
+    """The net with activations of 8 bits in front of its binary layers."""
+    net = copy.deepcopy(net)
+    layers = [name for name, layer in net.named_modules() if isinstance(layer, BinaryLayer)]
+    quantize_inputs(net, {name: Scale.covering(-1.5, 4.0) for name in layers})
+    return make_artifact(net, (3, 8, 8))
+
+
+@pytest.mark.parametrize("which", ["every_operator", "lowered", "lowered with 8 bits"])
+def test_numpy_alone_gives_the_reference_runtimes_answer(
+    which, small_net, small_artifact, make_artifact, tmp_path
+):
+    if which == "every_operator":
+        artifact = every_operator()
+    else:
+        artifact = small_artifact if which == "lowered" else with_8_bits(small_net, make_artifact)
     path = tmp_path / "artifact"
     artifacts.write(artifact, path)
     rng = np.random.default_rng(2)
