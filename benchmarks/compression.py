@@ -29,8 +29,10 @@ from worker.calibration import (
 )
 from worker.data import ImageSet
 from worker.evaluation import accuracy, predict_logits
+from worker.fine_tuning import start_training, training_images
 from worker.image_cache import DecodedDataset, decode_dataset
 from worker.networks import architecture_arguments, build_network
+from worker.training.trainer import EpochFigures, Trainer
 
 console = Console()
 Progress = Callable[[float, str], None]
@@ -134,6 +136,67 @@ def binarize_next(
     )
     apply_layer(binarized, layer)
     return layer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network in evaluation form, and what its training took.
+
+    ``judged`` has what the judge said of the network after every epoch, where there was one.
+    ``seconds`` are those of the epochs, without the judging.
+    """
+
+    network: nn.Module
+    epochs: tuple[EpochFigures, ...]
+    judged: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """The seconds of all epochs."""
+        return sum(epoch.seconds for epoch in self.epochs)
+
+
+def fine_tune(
+    full: nn.Module,
+    calibrated: nn.Module,
+    train: ImageSet,
+    spec: CompressSpec,
+    *,
+    title: str | None = None,
+    judge: Callable[[nn.Module], float] | None = None,
+) -> Trained:
+    """Train a calibrated network as ``spec.fine_tune`` says; both networks stay as they are.
+
+    ``judge`` is called with the network, in evaluation form, after every epoch.
+
+    Raises:
+        InvalidSpec: the method, the batch size or the learning rate cannot be used.
+    """
+    assert spec.fine_tune is not None
+    trainer = start_training(full, calibrated, training_images(train, spec), spec)
+    return train_epochs(trainer, spec.fine_tune.epochs, title or spec.method.name, judge)
+
+
+def train_epochs(
+    trainer: Trainer,
+    epochs: int,
+    title: str,
+    judge: Callable[[nn.Module], float] | None = None,
+) -> Trained:
+    """Train for so many epochs, saying after each how it went."""
+    figures, judged = [], []
+    for index in range(epochs):
+        with progress(f"{title}, epoch {index + 1} of {epochs}") as report:
+            figures.append(trainer.epoch(index, report))
+        line = (
+            f"{title}, epoch {index + 1} of {epochs}: loss {figures[-1].loss:.4f}, "
+            f"{figures[-1].images_per_second:,.0f} images/s"
+        )
+        if judge is not None:
+            judged.append(judge(trainer.finished()))
+            line += f", accuracy {judged[-1]:.4f}"
+        console.print(line)
+    return Trained(trainer.finished(), tuple(figures), tuple(judged))
 
 
 def accuracy_on(

@@ -6,7 +6,7 @@ that no plot depends on colour. Nothing here needs a display.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,9 @@ _STYLES = ("-", "--", "-.", ":")
 # Of the map's dark half and middle: its light end is too faint on white.
 _MAP_RANGE = (0.0, 0.86)
 
-_WIDTH_INCHES, _HEIGHT_INCHES, _DOTS_PER_INCH = 7.2, 4.2, 150
+_WIDTH_INCHES, _DOTS_PER_INCH = 7.2, 150
+# Of a panel of lines.
+HEIGHT_INCHES = 4.2
 _LOOK: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: equal pixels on every machine
     "font.size": 10,
@@ -55,6 +57,7 @@ _LOOK: dict[Any, Any] = {
 }
 
 
+Panel = Callable[[Axes], None]
 Place = Literal["best", "lower left", "lower right", "upper left", "upper right", "beside"]
 
 
@@ -78,24 +81,31 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Bars:
-    """Bars beside each other for every group: ``values[name]`` has one value for each group."""
+class Dots:
+    """Values of several kinds for every group: ``values[kind]`` has one for each, or None.
+
+    ``low`` and ``high`` have the range behind each value, for kinds where there is one.
+    """
 
     groups: Sequence[str]
     values: Mapping[str, Sequence[float | None]]
+    low: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    high: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
-def plot(
-    file: Path, *panels: Callable[[Axes], None], widths: Sequence[float] | None = None
-) -> None:
-    """Write a PNG of one row of panels, each drawn by a function; equal calls give equal bytes."""
+def plot(file: Path, *panels: tuple[float, Panel]) -> None:
+    """Write a PNG of panels below each other, each with its height in inches and what draws it.
+
+    Equal calls give equal bytes.
+    """
+    heights = [height for height, _ in panels]
     # From the defaults, not from what a user has configured.
     with rc_context(dict(matplotlib.rcParamsDefault) | _LOOK):
-        figure = Figure(figsize=(_WIDTH_INCHES, _HEIGHT_INCHES), layout="constrained")
+        figure = Figure(figsize=(_WIDTH_INCHES, sum(heights)), layout="constrained")
         axes = figure.subplots(
-            1, len(panels), squeeze=False, gridspec_kw={"width_ratios": widths or [1] * len(panels)}
+            len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights}
         )
-        for panel, place in zip(panels, axes[0], strict=True):
+        for (_, panel), place in zip(panels, axes[:, 0], strict=True):
             panel(place)
         # Without matplotlib's version: the same figures give the same file.
         figure.savefig(file, dpi=_DOTS_PER_INCH, metadata={"Software": None})
@@ -112,8 +122,8 @@ def lines(
     log: bool = False,
     ticks: Sequence[str] | None = None,
     legend: Place = "best",
-    y_range: tuple[float, float] | None = None,
-) -> Callable[[Axes], None]:
+    y_range: tuple[float | None, float | None] = (None, None),
+) -> Panel:
     """Return a panel of lines; x counts something, so that its ticks are whole numbers.
 
     ``ordered`` series, such as layers, are coloured along a map. ``ticks`` names x = 0, 1, 2, ...
@@ -139,8 +149,7 @@ def lines(
             style = _STYLES[1 + index % (len(_STYLES) - 1)]
             axes.axhline(level.y, color=GREY, linestyle=style, linewidth=1.4, label=level.name)
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
-        if y_range is not None:
-            axes.set_ylim(*y_range)
+        axes.set_ylim(*y_range)
         if log:
             axes.set_yscale("log")
             # Plain numbers: powers of ten with a factor before them are hard to read.
@@ -167,51 +176,59 @@ def lines(
     return draw
 
 
-def bars(
-    content: Bars,
+def dots(
+    content: Dots,
     *,
     title: str,
     x_label: str,
-    floor: float | None = None,
     level: Level | None = None,
-) -> Callable[[Axes], None]:
-    """Return a panel of lying bars, a group a line, each with its value at its end.
+    x_range: tuple[float, float] | None = None,
+) -> Panel:
+    """Return a panel with a line for each group, a dot on it for each value, and the number beside.
 
-    ``floor`` is where the axis begins: where that is not 0 the values at the bars' ends count, not
-    their lengths. ``level`` is a vertical line for comparison.
+    Dots mark places, unlike bars, whose lengths would have to begin at zero: the axis may show a
+    part of the range. ``level`` is a vertical line for comparison.
     """
 
     def draw(axes: Axes) -> None:
         count = len(content.values)
-        height = 0.8 / count
         for index, (name, values) in enumerate(content.values.items()):
-            places = [
-                group + (index - (count - 1) / 2) * height for group in range(len(content.groups))
-            ]
-            known = [
-                (place, value)
-                for place, value in zip(places, values, strict=True)
-                if value is not None
-            ]
-            drawn = axes.barh(
-                [place for place, _ in known],
-                [value for _, value in known],
-                height=0.92 * height,
-                color=_CYCLE[index % len(_CYCLE)],
-                label=name,
-            )
-            axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8)
+            colour = _CYCLE[index % len(_CYCLE)]
+            axes.plot([], [], _MARKERS[index], color=colour, markersize=7, label=name)
+            for group, value in enumerate(values):
+                if value is None:
+                    continue
+                place = group + (index - (count - 1) / 2) * 0.5 / count
+                axes.plot([value], [place], _MARKERS[index], color=colour, markersize=7)
+                axes.annotate(
+                    f"{value:.2f}",
+                    (value, place),
+                    xytext=(8, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=9,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+                )
+            low, high = content.low.get(name), content.high.get(name)
+            if low is not None and high is not None:
+                places = [
+                    group + (index - (count - 1) / 2) * 0.5 / count for group in range(len(low))
+                ]
+                axes.hlines(places, low, high, color=colour, linewidth=2.5, alpha=0.5)
         axes.set_yticks(range(len(content.groups)), content.groups)
-        axes.invert_yaxis()
-        axes.grid(visible=False, axis="y")
+        axes.set_ylim(len(content.groups) - 0.5, -0.5)
         axes.set(title=title, xlabel=x_label)
-        highest = max((v for vs in content.values.values() for v in vs if v is not None), default=1)
-        start = 0.0 if floor is None else floor
-        axes.set_xlim(start, highest + 0.14 * (highest - start))
+        if x_range is not None:
+            axes.set_xlim(*x_range)
+        else:
+            # Room for the number beside the last dot.
+            axes.margins(x=0.12)
         if level is not None:
-            axes.axvline(level.y, color=GREY, linestyle="--", linewidth=1.4, label=level.name)
+            axes.axvline(
+                level.y, color=GREY, linestyle="--", linewidth=1.4, label=level.name, zorder=0
+            )
         if count > 1 or level is not None:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.34), ncols=3)
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     return draw
 

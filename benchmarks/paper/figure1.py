@@ -104,7 +104,7 @@ def result(bench: Bench, losses: Losses, seeds: Sequence[int], count: int) -> Re
             for sweep, loss in enumerate(by_sweep)
         },
         seeds=seeds,
-        draw=lambda file: charts.plot(file, panel),
+        draw=lambda file: charts.plot(file, (charts.HEIGHT_INCHES, panel)),
     )
 
 

@@ -133,7 +133,7 @@ def result(
             for k, of_seeds in enumerate(by_layer)
         },
         seeds=seeds,
-        draw=lambda file: charts.plot(file, panel),
+        draw=lambda file: charts.plot(file, (charts.HEIGHT_INCHES, panel)),
     )
 
 

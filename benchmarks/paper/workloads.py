@@ -23,6 +23,7 @@ from worker.networks import input_spec
 
 _SHARED = Path(os.environ.get("BITPRESS_SHARED", "../shared"))
 _CIFAR_INPUT = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+_PIXELS_PER_BATCH = 1_000_000
 _IMAGENET_MOMENTS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -31,7 +32,8 @@ class Workload:
     """A network and its data by name.
 
     ``checkpoint`` and ``images`` are files; None where they must be given, or, for the digits,
-    where they are made on the spot. ``input`` and ``keep_float`` are members of a specification.
+    where they are made on the spot. ``input``, ``keep_float`` and ``fine_tune``, how it is trained
+    unless told otherwise, are members of a specification.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Workload:
     checkpoint: Path | None = None
     images: Path | None = None
     keep_float: tuple[str, ...] = ()
+    fine_tune: Mapping[str, Any] = field(default_factory=dict)
 
     def spec(self, method: Mapping[str, Any], **members: Any) -> CompressSpec:
         """Return the specification of compressing this network by a method.
@@ -89,6 +92,8 @@ WORKLOADS: Mapping[str, Workload] = {
             "a small network on the bundled digits",
             digits_training.ARCHITECTURE,
             digits_training.INPUT.to_json(),
+            # Mirrored, a digit is none; shifted by half its width, neither.
+            fine_tune={"augmentation": "none", "batch_size": 64},
         ),
     )
 }
@@ -104,6 +109,11 @@ class Bench:
     fed: InputSpec
     _splits: dict[int, Splits] = field(default_factory=dict)
 
+    @property
+    def batch_images(self) -> int:
+        """How many images are evaluated at once, which bounds the memory of their maps."""
+        return min(max(_PIXELS_PER_BATCH // (self.fed.height * self.fed.width), 1), 100)
+
     def splits(self, seed: int) -> Splits:
         """Return train, val and test of a seed; the given ones are the same for every seed."""
         if seed not in self._splits:
@@ -113,6 +123,14 @@ class Bench:
     def split(self, seed: int, name: str) -> ImageSet:
         """Return one of a seed's splits by the name it has on a page: validation or test."""
         return self.splits(seed).test if name == "test" else self.splits(seed).val
+
+    def different(self, seeds: Iterable[int], name: str) -> list[ImageSet]:
+        """Return one split of all seeds, each set of images once."""
+        found: list[ImageSet] = []
+        for images in (self.split(seed, name) for seed in seeds):
+            if not any(np.array_equal(images.rows, known.rows) for known in found):
+                found.append(images)
+        return found
 
     def layer_titles(self, names: Iterable[str]) -> dict[str, str]:
         """Return a short title for each of some layers: conv1, conv2, ..., fc1, in their order."""

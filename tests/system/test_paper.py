@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,21 @@ from typer.testing import CliRunner
 from benchmarks import digits
 from benchmarks.compression import accuracy_on, calibrate
 from benchmarks.digits.training import predict
-from benchmarks.paper import figure1, figure3
-from benchmarks.paper.charts import Bars, Level, Series, bars, lines, plot
+from benchmarks.paper import figure1, figure2, figure3, table1
+from benchmarks.paper.charts import Dots, Level, Panel, Series, dots, lines, plot
+from benchmarks.paper.comparison import Budget, in_largest
 from benchmarks.paper.results import Result, Table
-from benchmarks.paper.variants import bwnh_as_published
+from benchmarks.paper.tables import Plan, make_table
+from benchmarks.paper.variants import PUBLISHED, VARIANTS, bwnh_as_published, chosen
 from benchmarks.paper.workloads import Bench, find, load
 from store.errors import InvalidSpec
 
-COMMANDS = {"figure1": figure1.main, "figure3": figure3.main}
+COMMANDS = {
+    "figure1": figure1.main,
+    "figure2": figure2.main,
+    "figure3": figure3.main,
+    "table1": table1.main,
+}
 # Enough to see every effect; keeps a calibration to a second.
 IMAGES = 100
 QUICKLY = ["sweeps=3"]
@@ -97,6 +103,90 @@ def test_figure_3_goes_from_the_full_network_to_the_calibrated_one(
 
 
 @pytest.mark.slow
+def test_figure_2_shows_what_fine_tuning_brings(bench: Bench, tmp_path: Path) -> None:
+    variants, budget = chosen("bwnh,bwn"), Budget(2, None, ["learning_rate=0.002"])
+    runs = figure2.measure(bench, variants, [0], IMAGES, budget, "test")
+    full = figure2.full_precision(bench, [0], "test")
+    figure2.result(bench, runs, full, [0], IMAGES, "test").write(tmp_path)
+
+    (bwnh,), (bwn,) = runs["bwnh"], runs["bwn"]
+    assert len(bwnh.validation) == len(bwn.validation) == 3
+    # Codes by hashing are where signs come to in epochs.
+    assert bwnh.calibrated.top1 > 0.9 > 0.3 > bwn.calibrated.top1
+    assert bwn.fine_tuned.top1 > bwn.calibrated.top1 + 0.3
+    _, test = digits.split(digits.load())
+    right = (predict(bench.network, test).numpy() == test.labels).mean()
+    assert full[0].top1 == pytest.approx(right)
+
+    record = json.loads((tmp_path / "figure2-digits.json").read_text())
+    assert record["figures"]["bwn.validation.epoch2"] == bwn.validation[2]
+    assert record["figures"]["bwnh.fine_tuned"] == bwnh.fine_tuned.top1
+    check_picture(tmp_path / "figure2-digits.png")
+
+
+@pytest.mark.slow
+def test_table_1_trains_every_method_as_long(bench: Bench, tmp_path: Path) -> None:
+    methods = "binary_connect,bwn,sq_bwn,hwgq_bwn,bwnh_as_published,bwnh"
+    plan = Plan(1, chosen(methods), [0], IMAGES, Budget(1, None), "validation")
+    make_table(bench, plan, tmp_path)
+    record = json.loads((tmp_path / "table1-digits.json").read_text())
+    table = read_table((tmp_path / "table1-digits.md").read_text())
+    assert [row[0] for row in table] == [
+        "full precision",
+        *(VARIANTS[key].title for key in methods.split(",")),
+    ]
+    for row, key in zip(table[1:], methods.split(","), strict=True):
+        assert record["figures"][f"{key}.epochs"] == 1
+        accuracy = record["figures"][f"{key}.fine_tuned"]
+        assert accuracy > 0.2
+        assert float(row[2]) == pytest.approx(100 * accuracy, abs=0.01)
+        drop = 100 * (record["figures"]["full_precision"] - accuracy)
+        assert float(row[4]) == pytest.approx(drop, abs=0.01)
+    check_picture(tmp_path / "table1-digits.png")
+
+
+@pytest.mark.slow
+def test_minutes_become_epochs_that_fit_into_them(bench: Bench) -> None:
+    short = Budget(None, 0.1, ["learning_rate=0.002"]).fine_tuning(bench, 0)
+    long = Budget(None, 1.0, ["learning_rate=0.002"]).fine_tuning(bench, 0)
+    assert short["learning_rate"] == long["learning_rate"] == 0.002
+    assert 1 <= short["epochs"] < long["epochs"]
+
+
+@pytest.mark.slow
+def test_a_budget_without_any_is_one_epoch(bench: Bench) -> None:
+    assert Budget(None, None).fine_tuning(bench, 0)["epochs"] == 1
+    assert Budget(7, 1.0).fine_tuning(bench, 0)["epochs"] == 7
+
+
+def test_labels_are_counted_among_the_largest_logits() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(200, 20)).astype(np.float32)
+    labels = random.integers(0, 20, 200)
+    for count in (1, 5):
+        largest = np.argsort(-logits, axis=1)[:, :count]
+        expected = (largest == labels[:, None]).any(axis=1).mean()
+        assert in_largest(logits, labels, count) == pytest.approx(expected)
+    same = np.zeros((3, 4), dtype=np.float32)
+    assert in_largest(same, np.array([0, 1, 3]), 2) == pytest.approx(2 / 3)
+
+
+def test_published_accuracies_are_those_of_rows_that_there_are() -> None:
+    for rows in PUBLISHED.values():
+        assert set(rows) <= {"full_precision", *VARIANTS}
+        assert all(top5 is None or 0 < top1 < top5 < 100 for top1, top5 in rows.values())
+        # The paper's claim, wherever it compares.
+        assert max(rows, key=lambda key: rows[key][0]) in ("full_precision", "bwnh_as_published")
+
+
+def test_an_unknown_method_is_answered_with_those_there_are() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        chosen("bwnh,xnor")
+    assert "sq_bwn" in str(caught.value.remedy)
+    assert [variant.key for variant in chosen("bwn,bwnh,bwn")] == ["bwn", "bwnh"]
+
+
+@pytest.mark.slow
 def test_trying_out_leaves_the_test_images_alone(bench: Bench) -> None:
     splits = bench.splits(0)
     assert bench.split(0, "validation") is splits.val
@@ -156,7 +246,7 @@ def test_a_page_names_its_figures_plot_and_command(tmp_path: Path) -> None:
     assert record["hardware"]["processor"] in page
 
 
-def panel_of_lines() -> Callable[..., None]:
+def panel_of_lines() -> Panel:
     series = [Series("one", [0, 1], [0.1, 0.2], [0.05, 0.1], [0.2, 0.3]), Series("two", [0], [1.0])]
     return lines(series, title="t", x_label="x", y_label="y", levels=[Level("all", 0.5)])
 
@@ -164,17 +254,17 @@ def panel_of_lines() -> Callable[..., None]:
 def test_equal_figures_give_equal_pictures_whatever_a_user_configured(tmp_path: Path) -> None:
     import matplotlib
 
-    plot(tmp_path / "one.png", panel_of_lines())
+    plot(tmp_path / "one.png", (3.0, panel_of_lines()))
     with matplotlib.rc_context({"font.size": 30.0, "axes.facecolor": "black"}):
-        plot(tmp_path / "two.png", panel_of_lines())
+        plot(tmp_path / "two.png", (3.0, panel_of_lines()))
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
-def test_bars_with_missing_values_are_drawn(tmp_path: Path) -> None:
-    content = Bars(["a", "b"], {"before": [0.5, None], "after": [0.7, 0.8]})
-    panel = bars(content, title="t", x_label="accuracy, %", level=Level("full", 0.9))
-    plot(tmp_path / "bars.png", panel, panel_of_lines())
-    check_picture(tmp_path / "bars.png")
+def test_dots_with_missing_values_are_drawn(tmp_path: Path) -> None:
+    content = Dots(["a", "b"], {"before": [0.5, None], "after": [0.7, 0.8]}, {"after": [0.6, 0.7]})
+    panel = dots(content, title="t", x_label="accuracy, %", level=Level("full", 0.9))
+    plot(tmp_path / "dots.png", (2.0, panel), (3.0, panel_of_lines()))
+    check_picture(tmp_path / "dots.png")
 
 
 def seen_without_green(colour: str) -> np.ndarray:  # type: ignore[type-arg]
