@@ -21,6 +21,8 @@ from store.jobs import JobStore
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _MOST_MODELS = 200
 _FORMS = ("full_precision", "calibrated", "packed")
+# Of some models only.
+_MORE_FORMS = ("fine_tuned", "packed_float_activations")
 _REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 _STEP_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 _log = logging.getLogger("bitpress.app")
@@ -146,7 +148,8 @@ def _published_families(versions: Iterable[ModelVersion]) -> list[Metric]:
     )
     accuracy = GaugeMetricFamily(
         "bitpress_model_accuracy_ratio",
-        "Accuracy on the test images: full_precision before, calibrated, packed as served.",
+        "Accuracy on the test images: full_precision before, calibrated, fine_tuned, packed as "
+        "served, packed_float_activations where the packed network rounds them.",
         labels=(*labels, "form"),
     )
     for version in versions:
@@ -156,7 +159,9 @@ def _published_families(versions: Iterable[ModelVersion]) -> list[Metric]:
             sizes = (report["bytes"]["packed"], report["bytes"]["float"])
             compression = report["compression_ratio"]
             accuracies = {form: report["accuracy"][form] for form in _FORMS}
-        except (Unavailable, LookupError, TypeError):
+            more = {form: report["accuracy"].get(form) for form in _MORE_FORMS}
+            accuracies |= {form: value for form, value in more.items() if value is not None}
+        except (Unavailable, LookupError, TypeError, AttributeError):
             # GET /models leaves it out as well, and logs why.
             continue
         packed.add_metric(key, sizes[0])

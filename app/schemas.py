@@ -57,6 +57,17 @@ class LayerLosses(BaseModel):
     losses: list[float]
 
 
+class EpochFigures(BaseModel):
+    """An epoch of fine-tuning, measured while training on the augmented images."""
+
+    epoch: int = Field(ge=1)
+    loss: float
+    train_accuracy: float = Field(ge=0, le=1)
+    images_per_second: float
+    learning_rate: float
+    seconds: float
+
+
 class ModelReference(BaseModel):
     """A version of a published model."""
 
@@ -77,12 +88,14 @@ class JobAnswer(BaseModel):
     started_at: str | None
     finished_at: str | None
     stage: str | None = Field(
-        description="prepare, calibrate, pack, evaluate or publish; null before the first."
+        description="prepare, calibrate, fine_tune (where the job asks for it), pack, evaluate or "
+        "publish; null before the first."
     )
     step: str | None = Field(description="What the stage is at, for example a layer's name.")
     progress: float = Field(ge=0, le=1, description="Of the whole job.")
     message: str | None
     layers: list[LayerLosses]
+    epochs: list[EpochFigures] = Field(default=[], description="Those of fine-tuning so far.")
     problem: Fault | None = Field(description="Why the job failed.")
     model: ModelReference | None = Field(description="What the job published.")
     stage_seconds: dict[str, float]
@@ -118,8 +131,13 @@ class Accuracies(BaseModel):
     """Share of the test images classified rightly, 0 to 1."""
 
     full_precision: float
-    calibrated: float
-    packed: float
+    calibrated: float = Field(description="Without fine-tuning.")
+    fine_tuned: float | None = Field(default=None, description="Absent without fine-tuning.")
+    packed: float = Field(description="As served.")
+    packed_float_activations: float | None = Field(
+        default=None,
+        description="Of a network that rounds its activations, without the rounding; else absent.",
+    )
 
 
 class Sizes(BaseModel):
@@ -140,6 +158,9 @@ class InputAnswer(BaseModel):
     mean: list[float]
     std: list[float]
     value_range: tuple[float, float]
+    resize: int | None = Field(
+        default=None, description="Short side before the centre is cut out; absent: as it fits."
+    )
 
 
 class ModelAnswer(BaseModel):

@@ -94,7 +94,14 @@ class JobProgress:
 
 
 def where(job: Job) -> str:
-    """Return where a job stands: its stage and step while it runs, else its state."""
+    """Return where a job stands: its stage and step while it runs, else its state.
+
+    While it is fine-tuned, also what the last finished epoch came to.
+    """
     if job.state != "running" or job.stage is None:
         return job.state
-    return job.stage if job.step is None else f"{job.stage} {job.step}"
+    text = job.stage if job.step is None else f"{job.stage} {job.step}"
+    if job.stage == "fine_tune" and job.epochs:
+        last = job.epochs[-1]
+        text += f" (before: loss {last.loss:.3f}, training accuracy {last.train_accuracy:.1%})"
+    return text

@@ -12,6 +12,10 @@ JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "rej
 UNFINISHED: frozenset[JobState] = frozenset({"queued", "running"})
 
 
+Scalar = bool | int | float | str
+Value = Scalar | list[Scalar]
+
+
 class _Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -26,6 +30,7 @@ class InputShape(_Wire):
     channels: int | None = None
     height: int | None = None
     width: int | None = None
+    resize: int | None = None
     value_range: tuple[float, float] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -35,18 +40,20 @@ class CompressSpec(_Wire):
     """A compression job as the caller asks for it; a member left out takes the service's default.
 
     ``method`` is the method's name under ``name`` together with its parameters;
-    ``checkpoint`` is the digest of an earlier upload where no file is sent along.
+    ``checkpoint`` is the digest of an earlier upload where no file is sent along; ``fine_tune`` has
+    ``epochs`` and whatever else the service lists under FineTuning.
     """
 
     name: str
     architecture: str
-    architecture_parameters: dict[str, bool | int | float | str] | None = None
+    architecture_parameters: dict[str, Value] | None = None
     checkpoint: str | None = None
     input: InputShape | None = None
     dataset: str
-    method: dict[str, bool | int | float | str] | None = None
+    method: dict[str, Value] | None = None
     keep_float: tuple[str, ...] | None = None
     calibration_images: int | None = None
+    fine_tune: dict[str, Value] | None = None
     activation_bits: int | None = None
     seed: int | None = None
 
@@ -75,6 +82,17 @@ class LayerProgress(_Wire):
     losses: tuple[float, ...] = ()
 
 
+class EpochProgress(_Wire):
+    """An epoch of fine-tuning, from 1: mean loss, and share of training images right, in 0..1."""
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    images_per_second: float
+    learning_rate: float
+    seconds: float
+
+
 class ModelReference(_Wire):
     """A published version of a model."""
 
@@ -97,6 +115,7 @@ class Job(_Wire):
     progress: float = 0.0
     message: str | None = None
     layers: tuple[LayerProgress, ...] = ()
+    epochs: tuple[EpochProgress, ...] = ()
     problem: Problem | None = None
     model: ModelReference | None = None
     stage_seconds: dict[str, float] = {}
@@ -108,11 +127,17 @@ class Job(_Wire):
 
 
 class Accuracy(_Wire):
-    """Accuracy on the test images, in 0..1, of the three forms of the network."""
+    """Accuracy on the test images, in 0..1, of the forms that the network took.
+
+    ``fine_tuned`` is there where the job trained it, ``packed_float_activations`` where the packed
+    network rounds its activations: what it would answer if it did not.
+    """
 
     full_precision: float
     calibrated: float
+    fine_tuned: float | None = None
     packed: float
+    packed_float_activations: float | None = None
 
 
 class Size(_Wire):

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from store.errors import InvalidSpec
-from store.fine_tuning import FineTuning
+from store.fine_tuning import FineTuning as FineTuning
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"

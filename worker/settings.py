@@ -21,6 +21,11 @@ class WorkerSettings(StoreSettings):
         ge=1,
         description="Threads that calibration and evaluation use; all cores by default.",
     )
+    max_cache_bytes: int = Field(
+        default=8 * 2**30,
+        ge=0,
+        description="Largest decoded dataset that is kept; a larger one is decoded when read.",
+    )
     queue_poll_s: float = Field(
         default=1.0, gt=0, description="Seconds between two looks for queued jobs."
     )

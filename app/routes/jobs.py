@@ -9,7 +9,7 @@ from app import report_page
 from app.errors import NotAcceptable
 from app.negotiation import preferred
 from app.openapi import problems
-from app.schemas import Fault, JobAnswer, JobList, LayerLosses, ModelReference
+from app.schemas import EpochFigures, Fault, JobAnswer, JobList, LayerLosses, ModelReference
 from app.services import JobsDep, ServicesDep
 from store.errors import Conflict, NotFound
 from store.job_record import Job
@@ -91,6 +91,7 @@ def job_answer(job: Job) -> JobAnswer:
         progress=job.progress,
         message=job.message,
         layers=[LayerLosses.model_validate(layer) for layer in job.layers],
+        epochs=[EpochFigures.model_validate(epoch) for epoch in job.epochs],
         problem=None if job.problem is None else Fault.model_validate(job.problem),
         model=None if job.model is None else ModelReference.model_validate(job.model),
         stage_seconds=dict(job.stage_seconds),

@@ -24,7 +24,7 @@ ModelName = Annotated[str, Path(pattern=NAME_PATTERN)]
 VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1)]
 
 
-@router.get("", responses=problems(503))
+@router.get("", responses=problems(503), response_model_exclude_none=True)
 def list_models(models: ModelsDep, pool: PoolDep) -> ModelList:
     """Return every published model with what was measured for its latest version.
 
@@ -42,7 +42,7 @@ def list_models(models: ModelsDep, pool: PoolDep) -> ModelList:
     return ModelList(models=answers)
 
 
-@router.get("/{name}", responses=problems(404, 422, 503))
+@router.get("/{name}", responses=problems(404, 422, 503), response_model_exclude_none=True)
 def get_model(name: ModelName, models: ModelsDep, pool: PoolDep) -> ModelAnswer:
     """Return a published model with what was measured for its latest version."""
     versions = models.versions(name)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from client.client import Client
-from client.commands.options import DEFAULT_URL, Url, names, numbers, pairs, size
+from client.commands.options import DEFAULT_URL, Url, Value, names, numbers, pairs, size
 from client.errors import JobFailed, UnusableFile
 from client.progress import JobProgress, UploadProgress
 from client.types import CompressSpec, InputShape, Job, Report
@@ -43,6 +43,10 @@ def compress(
         str | None,
         typer.Option("--size", help="Size of the input: PIXELS or HEIGHTxWIDTH, such as 32."),
     ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(help="Pixels of the short side before the centre is cut out, such as 256."),
+    ] = None,
     value_range: Annotated[
         str | None, typer.Option(help="What pixels 0 and 255 become, such as 0,1.")
     ] = None,
@@ -52,7 +56,10 @@ def compress(
     std: Annotated[
         str | None, typer.Option(help="Standard deviation of each channel, such as 0.25,0.24,0.26.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="bwnh or bwn.", show_default="bwnh")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="A method: bwnh, bwn, sq_bwn, ...", show_default="bwnh"),
+    ] = None,
     parameter: Annotated[
         list[str] | None,
         typer.Option(help="key=value for the method, such as sweeps=10; repeatable."),
@@ -63,6 +70,16 @@ def compress(
     ] = None,
     calibration_images: Annotated[
         int | None, typer.Option(help="Training images that calibrate the layers.")
+    ] = None,
+    fine_tune_epochs: Annotated[
+        int | None, typer.Option(help="Epochs of training after calibration.", show_default="none")
+    ] = None,
+    fine_tune: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value for the training, such as optimizer=sgd; repeatable."),
+    ] = None,
+    activation_bits: Annotated[
+        int | None, typer.Option(help="Bits of what binary layers are fed: 32 or 8.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
     wait: Annotated[
@@ -85,6 +102,7 @@ def compress(
             channels=channels,
             height=shape and shape[0],
             width=shape and shape[1],
+            resize=resize,
             value_range=_range(value_range),
             mean=numbers(mean),
             std=numbers(std),
@@ -93,6 +111,8 @@ def compress(
         method=_method(method, pairs(parameter or ())),
         keep_float=names(keep_float or ()) or None,
         calibration_images=calibration_images,
+        fine_tune=_fine_tune(fine_tune_epochs, pairs(fine_tune or ())),
+        activation_bits=activation_bits,
         seed=seed,
     )
     console = Console(stderr=True)
@@ -120,14 +140,22 @@ def _range(text: str | None) -> tuple[float, float] | None:
     return values[0], values[1]
 
 
-def _method(
-    name: str | None, parameters: dict[str, bool | int | float | str]
-) -> dict[str, bool | int | float | str] | None:
+def _method(name: str | None, parameters: dict[str, Value]) -> dict[str, Value] | None:
     if name is None and not parameters:
         return None
     if "name" in parameters:
         raise typer.BadParameter("choose the method with --method")
     return {"name": name or "bwnh", **parameters}
+
+
+def _fine_tune(epochs: int | None, parameters: dict[str, Value]) -> dict[str, Value] | None:
+    if "epochs" in parameters:
+        raise typer.BadParameter("choose the number of epochs with --fine-tune-epochs")
+    if epochs is None:
+        if parameters:
+            raise typer.BadParameter("--fine-tune needs --fine-tune-epochs beside it")
+        return None
+    return {"epochs": epochs, **parameters}
 
 
 def _registered(client: Client, console: Console, dataset: str, name: str | None) -> str:
@@ -161,6 +189,11 @@ def _show(job: Job, report: Report) -> None:
         column.justify = "right"
     accuracy = report.accuracy
     table.add_row("accuracy", f"{accuracy.full_precision:.2%}", f"{accuracy.packed:.2%}")
+    if accuracy.fine_tuned is not None:
+        table.add_row("- calibrated only", "", f"{accuracy.calibrated:.2%}")
+        table.add_row("- fine-tuned", "", f"{accuracy.fine_tuned:.2%}")
+    if accuracy.packed_float_activations is not None:
+        table.add_row("- float activations", "", f"{accuracy.packed_float_activations:.2%}")
     table.add_row("bytes", f"{report.bytes.float:,}", f"{report.bytes.packed:,}")
     table.add_row("ratio", "", f"{report.compression_ratio:.1f}")
     table.add_row("seconds of work", "", f"{sum(report.stage_seconds.values()):.1f}")

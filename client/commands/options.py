@@ -51,6 +51,7 @@ ReadyFile = Annotated[
 __all__ = ["DEFAULT_URL", "DataDir", "Host", "Port", "ReadyFile", "Url"]
 
 Scalar = bool | int | float | str
+Value = Scalar | list[Scalar]
 
 
 def numbers(text: str | None) -> tuple[float, ...] | None:
@@ -75,13 +76,15 @@ def names(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
 
 
-def pairs(texts: Iterable[str]) -> dict[str, Scalar]:
+def pairs(texts: Iterable[str]) -> dict[str, Value]:
     """Return repeated ``key=value`` options as a mapping of typed values.
+
+    Several values, ``0.5,0.75,1``, are a list; a list of one is written ``[0.5]``.
 
     Raises:
         typer.BadParameter: without ``=``, or where a key comes twice.
     """
-    found: dict[str, Scalar] = {}
+    found: dict[str, Value] = {}
     for text in texts:
         key, separator, value = text.partition("=")
         key = key.strip()
@@ -89,7 +92,7 @@ def pairs(texts: Iterable[str]) -> dict[str, Scalar]:
             raise typer.BadParameter(f"{text!r} is not of the form key=value")
         if key in found:
             raise typer.BadParameter(f"{key} is given twice")
-        found[key] = _scalar(value.strip())
+        found[key] = _value(value.strip())
     return found
 
 
@@ -106,6 +109,14 @@ def size(text: str | None) -> tuple[int, int] | None:
         return int(height), int(width if separator else height)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a size such as 32 or 32x48") from None
+
+
+def _value(text: str) -> Value:
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    elif "," not in text:
+        return _scalar(text)
+    return [_scalar(part.strip()) for part in text.split(",") if part.strip()]
 
 
 def _scalar(text: str) -> Scalar:

@@ -108,7 +108,9 @@ def test_every_part_of_the_specification_has_an_option(
         "--architecture-parameter width=0.5 --dataset pets --name r20 --channels 1 --size 28x32 "
         "--value-range=-1,1 --mean 0.5 --std 0.25 --method bwnh --parameter sweeps=3 "
         "--parameter scale=false --parameter ridge=1e-3 --parameter target=binarized "
-        "--keep-float conv1,linear --keep-float layer1.0.conv1 --calibration-images 64 --seed 7"
+        "--keep-float conv1,linear --keep-float layer1.0.conv1 --calibration-images 64 --seed 7 "
+        "--resize 40 --activation-bits 8 --fine-tune-epochs 4 --fine-tune optimizer=sgd "
+        "--fine-tune binary_fractions=0.5,0.75,1 --fine-tune drops=[0.5] --fine-tune average=0.9"
     )
     assert run(*command.split()) == 0
     assert sent_spec(accepting) == parse_spec(
@@ -121,6 +123,7 @@ def test_every_part_of_the_specification_has_an_option(
                 "channels": 1,
                 "height": 28,
                 "width": 32,
+                "resize": 40,
                 "value_range": [-1, 1],
                 "mean": [0.5],
                 "std": [0.25],
@@ -134,11 +137,53 @@ def test_every_part_of_the_specification_has_an_option(
             },
             "keep_float": ["conv1", "linear", "layer1.0.conv1"],
             "calibration_images": 64,
+            "fine_tune": {
+                "epochs": 4,
+                "optimizer": "sgd",
+                "binary_fractions": [0.5, 0.75, 1],
+                "drops": [0.5],
+                "average": 0.9,
+            },
+            "activation_bits": 8,
             "seed": 7,
         }
     )
     assert not accepting.asked("POST /datasets")
     assert capsys.readouterr().out == "job-1\n"
+
+
+def test_what_fine_tuning_gained_is_shown(
+    run: Run,
+    accepting: Any,
+    checkpoint: str,
+    report_document: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report_document["accuracy"] |= {"fine_tuned": 0.7, "packed_float_activations": 0.65}
+    arguments = ["compress", checkpoint, "--architecture=a", "--dataset=pets", "--name=n"]
+    assert run(*arguments, "--fine-tune-epochs=2", "--wait") == 0
+    assert sent_spec(accepting).fine_tune.epochs == 2
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["│", "accuracy", "│", "75.00%", "│", "62.50%", "│"] in table
+    assert ["│", "-", "calibrated", "only", "│", "│", "50.00%", "│"] in table
+    assert ["│", "-", "fine-tuned", "│", "│", "70.00%", "│"] in table
+    assert ["│", "-", "float", "activations", "│", "│", "65.00%", "│"] in table
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--fine-tune=average=0.9"], "--fine-tune-epochs"),
+        (["--fine-tune-epochs=1", "--fine-tune=epochs=2"], "--fine-tune-epochs"),
+    ],
+)
+def test_the_number_of_epochs_has_an_option_of_its_own(
+    run: Run, accepting: Any, checkpoint: str, options: list[str], words: str, capsys: Any
+) -> None:
+    arguments = ["compress", checkpoint, "--architecture=a", "--dataset=pets", "--name=n"]
+    assert run(*arguments, *options) == 2
+    assert words in capsys.readouterr().err
+    assert not accepting.asked("POST /compress")
 
 
 def test_a_digest_stands_for_an_earlier_upload(run: Run, accepting: Any) -> None:

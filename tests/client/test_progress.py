@@ -27,6 +27,23 @@ def test_a_job_stands_at_its_step_while_it_runs(job: Callable[..., Job]) -> None
     assert where(job(state="failed", stage="calibrate", step="conv1")) == "failed"
 
 
+def test_a_job_in_training_tells_what_the_last_epoch_came_to(job: Callable[..., Job]) -> None:
+    epoch = {
+        "epoch": 1,
+        "loss": 0.25,
+        "train_accuracy": 0.875,
+        "images_per_second": 300.0,
+        "learning_rate": 0.001,
+        "seconds": 2.0,
+    }
+    at = {"state": "running", "stage": "fine_tune"}
+    assert where(job(**at, step="epoch-0001")) == "fine_tune epoch-0001"
+    assert where(job(**at, step="epoch-0002", epochs=[epoch])) == (
+        "fine_tune epoch-0002 (before: loss 0.250, training accuracy 87.5%)"
+    )
+    assert where(job(state="running", stage="pack", epochs=[epoch])) == "pack"
+
+
 def test_a_log_gets_a_line_per_step_and_no_repetitions(job: Callable[..., Job]) -> None:
     target, written = console(terminal=False)
     with JobProgress(target) as shown:

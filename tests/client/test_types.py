@@ -29,17 +29,29 @@ def test_every_member_arrives_as_it_was_set() -> None:
         architecture_parameters={"width": 0.5},
         checkpoint="sha256:" + "0" * 64,
         input=types.InputShape(
-            channels=1, height=8, width=9, value_range=(-1, 1), mean=(0.5,), std=(0.25,)
+            channels=1, height=8, width=9, resize=12, value_range=(-1, 1), mean=(0.5,), std=(0.25,)
         ),
         dataset="pets",
         method={"name": "bwnh", "sweeps": 3, "scale": False},
         keep_float=("conv1",),
         calibration_images=7,
-        activation_bits=32,
+        fine_tune={"epochs": 3, "optimizer": "sgd", "binary_fractions": [0.5, 1.0]},
+        activation_bits=8,
         seed=5,
     )
     parsed = specs.parse_spec(spec.to_json())
     assert parsed.model_dump() == {
         **spec.model_dump(),
+        "fine_tune": specs.FineTuning(
+            epochs=3, optimizer="sgd", binary_fractions=(0.5, 1.0)
+        ).model_dump(),
         "method": specs.BwnhParameters(sweeps=3, scale=False).model_dump(),
     }
+
+
+def test_a_report_without_fine_tuning_says_nothing_of_it() -> None:
+    old = types.Accuracy.model_validate(
+        {"full_precision": 0.75, "calibrated": 0.5, "packed": 0.625}
+    )
+    assert old.fine_tuned is None
+    assert old.packed_float_activations is None

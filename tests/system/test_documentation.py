@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from app.settings import AppSettings
 from client.cli import app as command_line
 from store.settings import StoreSettings
+from store.specs import CompressSpec, FineTuning
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,20 @@ def test_app_and_worker_share_no_setting_but_the_stores(settings: type[StoreSett
     own = set(settings.model_fields) - set(StoreSettings.model_fields)
     other = WorkerSettings if settings is AppSettings else AppSettings
     assert own.isdisjoint(other.model_fields)
+
+
+def test_every_member_of_fine_tuning_is_documented_and_there() -> None:
+    page = (ROOT / "docs/API.md").read_text()
+    _, _, rest = page.partition("\n### Fine-tuning\n")
+    documented = re.findall(r"^\| `([a-z_]+)` \|", rest.partition("\n## ")[0], re.MULTILINE)
+    assert documented == list(FineTuning.model_fields)
+
+
+def test_every_member_of_a_specification_is_documented_and_there() -> None:
+    page = (ROOT / "docs/API.md").read_text()
+    _, _, rest = page.partition("| member of `spec` |")
+    documented = re.findall(r"^\| `([a-z_]+)` \|", rest.partition("\n\n")[0], re.MULTILINE)
+    assert documented == list(CompressSpec.model_fields)
 
 
 def commands() -> dict[str, set[str]]:
