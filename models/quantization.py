@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,14 +40,19 @@ class Scale:
     float32 numbers, and so are all multiples of ``step`` up to 255.
 
     Raises:
-        ValueError: ``low`` is no such number, or ``step`` is not positive.
+        ValueError: ``low`` is no such number, ``step`` is not positive, or they are not float32.
     """
 
     low: float
     step: float
 
     def __post_init__(self) -> None:
-        if not self.step > 0 or zero_level(BITS, self.low, self.step) is None:
+        if not (
+            self.step > 0
+            and self.step == np.float32(self.step)
+            and self.low == np.float32(self.low)
+            and zero_level(BITS, self.low, self.step) is not None
+        ):
             raise ValueError(f"0 is none of the numbers {self.low} + {self.step} * q")
 
     @property

@@ -13,7 +13,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = {"torch", "numpy", "safetensors", "PIL", "triton", "cuda"}
-PARTS = ["models", "worker/methods", "worker/calibration.py", "worker/training"]
+PARTS = [
+    "models",
+    "worker/methods",
+    "worker/activation_ranges.py",
+    "worker/calibration.py",
+    "worker/training",
+]
 
 
 def sources():

@@ -85,7 +85,7 @@ def test_covering_scale_has_the_smallest_step_that_reaches_both_ends(negative, p
 
 
 def test_numbers_that_leave_zero_out_are_no_scale():
-    for low, step in ((-0.5, 1.0), (1.0, 1.0), (-256.0, 1.0), (0.0, 0.0), (0.0, -1.0)):
+    for low, step in ((-0.5, 1.0), (1.0, 1.0), (-256.0, 1.0), (0.0, 0.0), (0.0, -1.0), (0.0, 0.1)):
         with pytest.raises(ValueError, match="0 is none"):
             Scale(low, step)
     assert zero_level(8, -0.5, 1.0) is None
