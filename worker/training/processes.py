@@ -55,12 +55,8 @@ def distributed(network: nn.Module, share: Share) -> nn.Module:
     if share.world == 1 or not trainable:
         return network
     on_gpu = next(network.parameters()).device.type == "cuda"
-    return DistributedDataParallel(
-        network,
-        device_ids=[torch.cuda.current_device()] if on_gpu else None,
-        # They are equal already, as statistics are taken over all processes.
-        broadcast_buffers=False,
-    )
+    devices = [torch.cuda.current_device()] if on_gpu else None
+    return DistributedDataParallel(network, device_ids=devices)
 
 
 def synchronized(network: nn.Module, share: Share, device: torch.device) -> nn.Module:

@@ -1,0 +1,351 @@
+"""Training as a whole: it learns, it can be broken off anywhere, and processes share it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from benchmarks.digits import load
+from benchmarks.digits.training import INPUT
+from models import registry
+from models.layers import (
+    BinaryConv2d,
+    BinaryLinear,
+    binarizable_layers,
+    binarize_layer,
+    replace_layer,
+)
+from models.preprocessing import normalise
+from store.errors import InvalidSpec
+from worker.training.distributed import train_epoch
+from worker.training.images import CachedImages
+from worker.training.recipe import Recipe
+from worker.training.rules import ScaledSignRule
+from worker.training.trainer import Trainer
+
+REPOSITORY = Path(__file__).parents[2]
+IMAGES = 512
+
+
+def silent(_fraction, _message):
+    """Report to nobody."""
+
+
+def digits_network(seed=3):
+    torch.manual_seed(seed)
+    return registry.build("digits_cnn", channels=1, height=8, width=8, classes=10, parameters={})
+
+
+def digit_images(count=IMAGES, augmentation="none"):
+    digits = load()
+    return CachedImages(
+        digits.pixels[:count], digits.labels[:count], INPUT, seed=5, augmentation=augmentation
+    )
+
+
+def binarized(network):
+    """A copy whose every layer is ``mean|w| sign(w)``."""
+    binary = registry.build("digits_cnn", channels=1, height=8, width=8, classes=10, parameters={})
+    binary.load_state_dict(network.state_dict())
+    for name, layer in list(binarizable_layers(binary).items()):
+        codes = torch.where(layer.weight >= 0, 1.0, -1.0)
+        scale = layer.weight.detach().abs().flatten(1).mean(dim=1)
+        replace_layer(binary, name, binarize_layer(layer, codes, scale))
+    return binary.eval()
+
+
+def trainer_of(full, recipe, *, teacher=True, images=None, rule=None, seed=11):
+    return Trainer(
+        binarized(full),
+        full if teacher else None,
+        images or digit_images(),
+        recipe,
+        rule or ScaledSignRule(),
+        seed=seed,
+        float_weights={
+            name: layer.weight.detach() for name, layer in binarizable_layers(full).items()
+        },
+        device="cpu",
+    )
+
+
+def untrained_trainer(images=IMAGES, **recipe):
+    """What a process of its own makes of JSON arguments, the same in every process."""
+    recipe = {key: tuple(one) if isinstance(one, list) else one for key, one in recipe.items()}
+    full = digits_network().eval()
+    return trainer_of(full, Recipe(**recipe), images=digit_images(images))
+
+
+def accuracy(network):
+    digits = load()
+    with torch.inference_mode():
+        answers = network(normalise(digits.pixels[IMAGES:], INPUT)).argmax(dim=1).numpy()
+    return float((answers == digits.labels[IMAGES:]).mean())
+
+
+@pytest.fixture(scope="module")
+def full():
+    """The network trained in float, by the same trainer."""
+    recipe = Recipe(epochs=4, batch_size=32, learning_rate=3e-3, precision="float32")
+    network = digits_network()
+    trainer = Trainer(
+        network, None, digit_images(), recipe, ScaledSignRule(), seed=1, float_weights={}
+    )
+    for epoch in range(4):
+        trainer.epoch(epoch, silent)
+    trained = trainer.finished()
+    assert accuracy(trained) > 0.9
+    return trained
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+RECIPES = {
+    "adam": {},
+    "sgd": {"optimizer": "sgd", "learning_rate": 0.05},
+    "averaged": {"average": 0.9, "settle_epochs": 1},
+    "stochastic": {"binary_fractions": (0.5, 1.0), "batch_norm": "reestimate"},
+    "progressive": {"estimator": "progressive", "feature_distillation": 1.0},
+    "frozen": {"batch_norm": "frozen", "distillation": 0.3, "label_smoothing": 0.1},
+    "bfloat16": {"precision": "bfloat16", "latent": "code", "estimator": "polynomial"},
+}
+
+
+def recipe_of(name, **changes):
+    basic = {"epochs": 2, "batch_size": 64, "learning_rate": 2e-3, "precision": "float32"}
+    return Recipe(**{**basic, **RECIPES[name], **changes})
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_training_brings_back_what_the_signs_cost(full, name):
+    trainer = trainer_of(full, recipe_of(name))
+    before = accuracy(binarized(full))
+    first = trainer.epoch(0, silent)
+    last = trainer.epoch(1, silent)
+    finished = trainer.finished()
+    assert accuracy(finished) > max(before, 0.7)
+    assert 0 < last.learning_rate < first.learning_rate
+    assert last.loss < first.loss or name in ("stochastic", "averaged")
+    for layer in finished.modules():
+        if isinstance(layer, BinaryConv2d | BinaryLinear):
+            assert set(layer.weight.unique().tolist()) <= {-1.0, 1.0}
+            assert (layer.scale >= 0).all()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_training_goes_on_from_a_file_as_if_it_had_never_stopped(full, name, tmp_path):
+    smooth = trainer_of(full, recipe_of(name))
+    figures = [smooth.epoch(epoch, silent) for epoch in range(2)]
+    broken = trainer_of(full, recipe_of(name))
+    broken.epoch(0, silent)
+    save_file(broken.state(), tmp_path / "state.safetensors")
+    resumed = trainer_of(full, recipe_of(name))
+    torch.rand(7)  # no epoch depends on what was drawn before it
+    resumed.load_state(load_file(tmp_path / "state.safetensors"))
+    assert resumed.epoch(1, silent).loss == figures[1].loss
+    assert same(resumed.state(), smooth.state())
+    assert same(resumed.finished().state_dict(), smooth.finished().state_dict())
+
+
+def test_a_new_process_trains_the_next_epoch_bit_for_bit(tmp_path):
+    recipe = dataclasses.asdict(recipe_of("averaged", epochs=3))
+    smooth = untrained_trainer(**recipe)
+    smooth.epoch(0, silent)
+    save_file(smooth.state(), tmp_path / "0.safetensors")
+    smooth.epoch(1, silent)
+    program = (
+        "import json, sys; from safetensors.torch import load_file, save_file\n"
+        "import torch; torch.set_num_threads(int(sys.argv[4]))\n"
+        "from tests.worker.test_training import silent, untrained_trainer\n"
+        "trainer = untrained_trainer(**json.loads(sys.argv[1]))\n"
+        "trainer.load_state(load_file(sys.argv[2])); trainer.epoch(1, silent)\n"
+        "save_file(trainer.state(), sys.argv[3])"
+    )
+    files = [str(tmp_path / f"{number}.safetensors") for number in (0, 1)]
+    threads = str(torch.get_num_threads())
+    subprocess.run(
+        [sys.executable, "-c", program, json.dumps(recipe), *files, threads],
+        cwd=REPOSITORY,
+        check=True,
+        timeout=120,
+    )
+    assert same(load_file(files[1]), smooth.state())
+
+
+def test_looking_at_the_result_changes_no_training(full):
+    looked_at, left_alone = (trainer_of(full, recipe_of("averaged")) for _ in range(2))
+    looked_at.finished()
+    for epoch in range(2):
+        looked_at.epoch(epoch, silent)
+        looked_at.finished()
+        left_alone.epoch(epoch, silent)
+    assert same(looked_at.state(), left_alone.state())
+
+
+def test_neither_student_nor_teacher_is_changed(full):
+    before = {name: value.clone() for name, value in full.state_dict().items()}
+    trainer_of(full, recipe_of("progressive")).epoch(0, silent)
+    assert same(dict(full.state_dict()), before)
+    assert full.training is False
+    assert all(parameter.requires_grad for parameter in full.parameters())
+
+
+def codes_of(trainer):
+    return {
+        name: value >= 0
+        for name, value in trainer.state().items()
+        if name.startswith("student/") and name.endswith(("features.3.weight", "classifier.weight"))
+    }
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_settling_fixes_the_bits_and_trains_the_rest(full, average):
+    recipe = recipe_of("adam", epochs=3, settle_epochs=2, average=average)
+    trainer = trainer_of(full, recipe)
+    trainer.epoch(0, silent)
+    kept = trainer.finished()
+    before = trainer.state()
+    for epoch in (1, 2):
+        trainer.epoch(epoch, silent)
+    settled = trainer.finished()
+    for name, layer in kept.named_modules():
+        if isinstance(layer, BinaryConv2d | BinaryLinear):
+            assert torch.equal(layer.codes, settled.get_submodule(name).codes)
+            assert not torch.equal(layer.scale, settled.get_submodule(name).scale)
+    assert (same(codes_of(trainer), {n: before[n] >= 0 for n in codes_of(trainer)})) or average
+
+
+def test_frozen_batch_norm_keeps_its_statistics(full):
+    trainer = trainer_of(full, recipe_of("frozen"))
+    trainer.epoch(0, silent)
+    finished = trainer.finished()
+    for name, value in full.state_dict().items():
+        if "running" in name:
+            assert torch.equal(finished.state_dict()[name], value)
+        elif name == "features.1.weight":
+            assert not torch.equal(finished.state_dict()[name], value)
+
+
+def test_without_a_teacher_the_labels_are_the_whole_loss(full):
+    asked = trainer_of(full, recipe_of("adam", distillation=0.0)).epoch(0, silent)
+    alone = trainer_of(full, recipe_of("adam"), teacher=False).epoch(0, silent)
+    assert alone.loss == asked.loss
+
+
+def test_dropout_is_repeatable(full):
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+
+        def forward(self, x):
+            return self.layers(x)
+
+    def run():
+        torch.manual_seed(0)
+        network = Dropping()
+        trainer = Trainer(
+            network,
+            None,
+            digit_images(),
+            recipe_of("adam"),
+            ScaledSignRule(),
+            seed=1,
+            float_weights={},
+        )
+        torch.rand(int(torch.randint(9, ())))
+        return trainer.epoch(0, silent).loss
+
+    state = torch.random.get_rng_state()
+    assert run() == run()
+    torch.random.set_rng_state(state)
+
+
+def test_seeds_give_different_results(full):
+    one, other = (
+        trainer_of(full, recipe_of("stochastic"), seed=seed).epoch(0, silent) for seed in (1, 2)
+    )
+    assert one.loss != other.loss
+
+
+def test_progress_tells_loss_and_speed(full, monkeypatch):
+    monkeypatch.setattr("worker.training.figures.REPORT_S", 0.0)
+    told = []
+    figures = trainer_of(full, recipe_of("adam")).epoch(0, lambda *one: told.append(one))
+    assert [fraction for fraction, _ in told] == [step / 8 for step in range(1, 9)]
+    assert "loss" in told[0][1] and "images/s" in told[0][1]
+    assert figures.images_per_second > 0 and figures.seconds > 0
+    assert 0 <= figures.train_accuracy <= 1
+
+
+def test_a_loss_that_is_no_number_ends_the_training(full):
+    trainer = trainer_of(full, recipe_of("sgd", learning_rate=1e30))
+    with pytest.raises(InvalidSpec, match="finite") as raised:
+        trainer.epoch(0, silent)
+    assert raised.value.field == "spec.fine_tune.learning_rate"
+    assert raised.value.remedy
+
+
+def test_a_batch_larger_than_the_data_is_refused(full):
+    with pytest.raises(InvalidSpec, match="512") as raised:
+        trainer_of(full, recipe_of("adam", batch_size=1024))
+    assert raised.value.field == "spec.fine_tune.batch_size"
+
+
+# --- several processes
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    recipe = dataclasses.asdict(recipe_of("sgd", average=0.5, learning_rate=0.01))
+    alone = untrained_trainer(images=192, **recipe)
+    before, state = alone.state(), None
+    for epoch in range(2):
+        expected = alone.epoch(epoch, silent)
+        result = tmp_path / f"{epoch}.safetensors"
+        figures = train_epoch(
+            "tests.worker.test_training:untrained_trainer",
+            {"images": 192, **recipe},
+            epoch,
+            state=state,
+            result=result,
+            processes=2,
+            threads=1,
+            progress=silent,
+        )
+        assert figures.loss == pytest.approx(expected.loss, rel=1e-4)
+        assert figures.train_accuracy == pytest.approx(expected.train_accuracy, abs=0.006)
+        state = result
+    found, wanted = load_file(result), alone.state()
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        # Only the order of sums differs; batch norm of half a batch would be far outside.
+        assert torch.allclose(found[name], value, rtol=2e-3, atol=2e-4), name
+    assert not same(before, wanted)
+
+
+@pytest.mark.slow
+def test_what_a_process_raises_reaches_the_caller(tmp_path):
+    recipe = dataclasses.asdict(recipe_of("adam", batch_size=63))
+    with pytest.raises(InvalidSpec, match="divided") as raised:
+        train_epoch(
+            "tests.worker.test_training:untrained_trainer",
+            recipe,
+            0,
+            state=None,
+            result=tmp_path / "never.safetensors",
+            processes=2,
+            threads=1,
+            progress=silent,
+        )
+    assert raised.value.field == "spec.fine_tune.batch_size"
+    assert not np.any([path.exists() for path in tmp_path.iterdir()])
