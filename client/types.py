@@ -55,6 +55,7 @@ class CompressSpec(_Wire):
     calibration_images: int | None = None
     fine_tune: dict[str, Value] | None = None
     activation_bits: int | None = None
+    activation_scale: str | None = None
     seed: int | None = None
 
     def to_json(self) -> str:

@@ -187,6 +187,11 @@ class CompressSpec(_Strict):
     activation_bits: Literal[32, 8] = Field(
         default=32, description="Bits of what binary layers are fed; 32 is float32, unrounded."
     )
+    activation_scale: Literal["mse", "minmax"] = Field(
+        default="mse",
+        description="How scales of 8-bit activations follow from the calibration images: of least "
+        "squared error, or covering all that was seen.",
+    )
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
 
     @field_validator("keep_float")

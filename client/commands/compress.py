@@ -81,6 +81,9 @@ def compress(
     activation_bits: Annotated[
         int | None, typer.Option(help="Bits of what binary layers are fed: 32 or 8.")
     ] = None,
+    activation_scale: Annotated[
+        str | None, typer.Option(help="Range of 8-bit activations: mse or minmax.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for the model, and show what it measures.")
@@ -113,6 +116,7 @@ def compress(
         calibration_images=calibration_images,
         fine_tune=_fine_tune(fine_tune_epochs, pairs(fine_tune or ())),
         activation_bits=activation_bits,
+        activation_scale=activation_scale,
         seed=seed,
     )
     console = Console(stderr=True)

@@ -109,7 +109,8 @@ def test_every_part_of_the_specification_has_an_option(
         "--value-range=-1,1 --mean 0.5 --std 0.25 --method bwnh --parameter sweeps=3 "
         "--parameter scale=false --parameter ridge=1e-3 --parameter target=binarized "
         "--keep-float conv1,linear --keep-float layer1.0.conv1 --calibration-images 64 --seed 7 "
-        "--resize 40 --activation-bits 8 --fine-tune-epochs 4 --fine-tune optimizer=sgd "
+        "--resize 40 --activation-bits 8 --activation-scale minmax --fine-tune-epochs 4 "
+        "--fine-tune optimizer=sgd "
         "--fine-tune binary_fractions=0.5,0.75,1 --fine-tune drops=[0.5] --fine-tune average=0.9"
     )
     assert run(*command.split()) == 0
@@ -145,6 +146,7 @@ def test_every_part_of_the_specification_has_an_option(
                 "average": 0.9,
             },
             "activation_bits": 8,
+            "activation_scale": "minmax",
             "seed": 7,
         }
     )

@@ -37,6 +37,7 @@ def test_every_member_arrives_as_it_was_set() -> None:
         calibration_images=7,
         fine_tune={"epochs": 3, "optimizer": "sgd", "binary_fractions": [0.5, 1.0]},
         activation_bits=8,
+        activation_scale="minmax",
         seed=5,
     )
     parsed = specs.parse_spec(spec.to_json())

@@ -66,6 +66,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "spec.seed"),
     ({"calibration_images": 0}, "spec.calibration_images"),
     ({"activation_bits": 4}, "spec.activation_bits"),
+    ({"activation_scale": "best"}, "spec.activation_scale"),
     ({"keep_float": ["features.0", 1]}, "spec.keep_float.1"),
     ({"method": {"name": "magic"}}, "spec.method.name"),
     ({"method": {"name": "bwnh", "sweeps": -1}}, "spec.method.sweeps"),
