@@ -6,6 +6,7 @@ import typer
 
 from client.commands.compress import compress
 from client.commands.predict import predict
+from client.commands.report import report
 from client.commands.service import serve, up, worker
 from client.errors import BitpressProblem, ClientError
 
@@ -16,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (up, serve, worker, compress, predict):
+for command in (up, serve, worker, compress, report, predict):
     app.command()(command)
 
 

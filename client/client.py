@@ -102,6 +102,14 @@ class Client:
         document = _json(answer)
         return _validated(Report, {**document, "document": document}, answer)
 
+    def report_page(self, job_id: str) -> str:
+        """Return the report of a finished job as an HTML page, which needs no other file."""
+        path = f"/jobs/{_segment(job_id)}/report"
+        answer = self._request("GET", path, headers={"accept": "text/html"})
+        if not answer.headers.get("content-type", "").startswith("text/html"):
+            raise _unexpected(answer, "no page")
+        return answer.text
+
     def wait(
         self,
         job_id: str,

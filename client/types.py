@@ -148,10 +148,45 @@ class Size(_Wire):
     packed: int
 
 
-class Report(_Wire):
-    """What a job measured. ``document`` is the report as the service wrote it."""
+class Agreement(_Wire):
+    """How far the packed network answers what the full-precision one does.
 
+    ``top1`` and ``of_right`` are shares of all test images and of those that were right before;
+    ``change`` of the accuracy has its standard error, both in 0..1.
+    """
+
+    top1: float
+    of_right: float | None = None
+    change: float
+    standard_error: float
+
+
+class Confidence(_Wire):
+    """How sure a form of the network is, and how far that is from how often it is right; 0..1."""
+
+    mean: float
+    expected_calibration_error: float
+
+
+class LayerLoss(_Wire):
+    """A binary layer and its last relative loss."""
+
+    name: str
+    loss: float
+
+
+class Report(_Wire):
+    """What a job measured. ``document`` is the report as the service wrote it.
+
+    What an older service did not measure is None or empty. ``confidence`` is by form of the
+    network; ``layers_by_loss`` begins with the layer that loses most.
+    """
+
+    model: ModelReference | None = None
     accuracy: Accuracy
+    agreement: Agreement | None = None
+    confidence: dict[str, Confidence] = {}
+    layers_by_loss: tuple[LayerLoss, ...] = ()
     bytes: Size
     compression_ratio: float
     stage_seconds: dict[str, float]

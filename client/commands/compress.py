@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from client.client import Client
 from client.commands.options import DEFAULT_URL, Url, Value, names, numbers, pairs, size
+from client.commands.report import show
 from client.errors import JobFailed, UnusableFile
 from client.progress import JobProgress, UploadProgress
 from client.types import CompressSpec, InputShape, Job, Report
@@ -132,7 +132,7 @@ def compress(
             console.print(f"Queued; see {client.url}/jobs/{job.id}", markup=False)
             return
         job, report = _finished(client, console, job)
-    _show(job, report)
+    show(report, job.model)
 
 
 def _range(text: str | None) -> tuple[float, float] | None:
@@ -183,26 +183,3 @@ def _finished(client: Client, console: Console, job: Job) -> tuple[Job, Report]:
     if job.state != "succeeded":
         raise JobFailed(job)
     return job, client.report(job.id)
-
-
-def _show(job: Job, report: Report) -> None:
-    table = Table("", "before", "after", title_justify="left")
-    if job.model is not None:
-        table.title = f"{job.model.name}, version {job.model.version}"
-    for column in table.columns[1:]:
-        column.justify = "right"
-    accuracy = report.accuracy
-    table.add_row("accuracy", f"{accuracy.full_precision:.2%}", f"{accuracy.packed:.2%}")
-    if accuracy.fine_tuned is not None:
-        table.add_row("- calibrated only", "", f"{accuracy.calibrated:.2%}")
-        table.add_row("- fine-tuned", "", f"{accuracy.fine_tuned:.2%}")
-    if accuracy.packed_float_activations is not None:
-        table.add_row("- float activations", "", f"{accuracy.packed_float_activations:.2%}")
-    table.add_row("bytes", f"{report.bytes.float:,}", f"{report.bytes.packed:,}")
-    table.add_row("ratio", "", f"{report.compression_ratio:.1f}")
-    table.add_row("seconds of work", "", f"{sum(report.stage_seconds.values()):.1f}")
-    console = Console()
-    console.print(table)
-    images, calibration = report.document.get("test_images"), report.document.get("calibration")
-    if images is not None and calibration is not None:
-        console.print(f"measured on {images:,} test images; calibrated on {calibration}")

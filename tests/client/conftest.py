@@ -159,7 +159,7 @@ def dataset_record() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def report_document() -> dict[str, Any]:
     return {
-        "schema": 1,
+        "schema": 2,
         "job": "job-1",
         "accuracy": {"full_precision": 0.75, "calibrated": 0.5, "packed": 0.625},
         "bytes": {"float": 4_000_000, "packed": 125_000},

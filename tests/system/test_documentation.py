@@ -84,7 +84,8 @@ def test_every_command_and_option_is_documented_and_there() -> None:
     text = section("The command line")
     tables = {
         "service": text.partition("`bitpress compress")[0],
-        "compress": text.partition("`bitpress compress")[2].partition("`bitpress predict")[0],
+        "compress": text.partition("`bitpress compress")[2].partition("`bitpress report")[0],
+        "report": text.partition("`bitpress report")[2].partition("`bitpress predict")[0],
         "predict": text.partition("`bitpress predict")[2],
     }
     documented = {
@@ -92,8 +93,9 @@ def test_every_command_and_option_is_documented_and_there() -> None:
         for name, table in tables.items()
     }
     found = commands()
-    assert set(found) == {"up", "serve", "worker", "compress", "predict"}
+    assert set(found) == {"up", "serve", "worker", "compress", "report", "predict"}
     assert found["compress"] == documented["compress"]
+    assert found["report"] == documented["report"]
     assert found["predict"] == documented["predict"]
     assert found["up"] == found["serve"] == documented["service"]
     assert found["worker"] == {"--data-dir"}
