@@ -83,7 +83,7 @@ def calibrated(net: nn.Module, method: str, pixels: np.ndarray) -> nn.Module:
 def trained(method: str, epochs: int = 4) -> tuple[Trainer, nn.Module, list[float]]:
     """The trainer, the network it began with, and the losses of its epochs."""
     pixels, labels = made_up_images(512, 0)
-    net = float_net()
+    net = float_net().requires_grad_(False)  # as what loads a checkpoint leaves it
     binary = calibrated(net, method, pixels)
     weights = {name: layer.weight.detach() for name, layer in binarizable_layers(net).items()}
     recipe = Recipe(
@@ -129,6 +129,15 @@ def test_bits_are_trained(run: tuple[str, Trainer, nn.Module, list[float]]) -> N
         assert isinstance(one, BinaryConv2d | BinaryLinear)
         assert isinstance(other, BinaryConv2d | BinaryLinear)
         assert not torch.equal(one.codes, other.codes)
+
+
+def test_all_else_is_trained_too(run: tuple[str, Trainer, nn.Module, list[float]]) -> None:
+    method, trainer, started, _ = run
+    after = dict(trainer.finished().named_parameters())
+    for name, before in started.named_parameters():
+        if method == "binary_connect" and name.endswith("scale"):
+            continue  # fixed, as the paper has it
+        assert not torch.equal(before, after[name]), f"{method} {name}"
 
 
 def test_packed_network_answers_as_the_trained_one(

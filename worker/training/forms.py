@@ -10,10 +10,13 @@ from torch import nn
 
 
 def training_form(network: nn.Module) -> nn.Module:
-    """Return a float32 copy in training mode, ordered for fast convolutions."""
+    """Return a float32 copy in training mode, all of it trainable, ordered for fast convolutions.
+
+    A network that only answers has no parameter with a gradient: its copy has.
+    """
     trained = ordered(copy.deepcopy(network).float(), torch.channels_last)
     _overwrite_rectified(trained)
-    return trained.train()
+    return trained.train().requires_grad_(True)
 
 
 def teacher_form(network: nn.Module) -> nn.Module:
