@@ -253,8 +253,13 @@ def normalise(images: NDArray[np.uint8], spec: InputSpec) -> torch.Tensor:
         raise ValueError(f"images are {images.shape[1:]}, not {spec.height, spec.width}")
     low, high = spec.value_range
     levels = low + (high - low) * np.arange(256, dtype=np.float64) / 255
+    tables = [
+        ((levels - mean) / std).astype(np.float32)
+        for mean, std in zip(spec.mean, spec.std, strict=True)
+    ]
     result = np.empty((len(images), *spec.shape), dtype=np.float32)
-    for channel in range(spec.channels):
-        table = ((levels - spec.mean[channel]) / spec.std[channel]).astype(np.float32)
-        np.take(table, images[..., channel], out=result[:, channel])
+    # Image by image, which stays in the cache; "clip" only says that no index is to be checked.
+    for image, planes in zip(images, result, strict=True):
+        for channel, table in enumerate(tables):
+            np.take(table, image[..., channel], out=planes[channel], mode="clip")
     return torch.from_numpy(result)

@@ -7,11 +7,13 @@ them, so that the archive is read once. ``index.npz`` lists them in sorted order
 import hashlib
 import os
 import struct
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from store.archive_members import DatasetLimits, broken, is_junk, shown, too_large
 from store.archives import members
@@ -84,17 +86,53 @@ def write_container(archive: Path, folder: Path, limits: DatasetLimits) -> Conta
     return Container(layout, _digest(layout, digests), ends[-1])
 
 
+class StoredImages:
+    """The images of a container, by row: sorted by split, class and name.
+
+    May be read by several threads, and by processes forked from this one, at once. It goes on
+    where the container is removed meanwhile.
+
+    Attributes:
+        labels: int64 ``(N,)``, the class of each image.
+    """
+
+    labels: NDArray[np.int64]
+
+    def __init__(self, folder: Path) -> None:
+        with np.load(folder / INDEX, allow_pickle=False) as index:
+            self._splits: list[str] = [str(split) for split in index["splits"]]
+            self._split_of = index["split"]
+            self.labels = index["label"].astype(np.int64)
+            self._offsets, self._lengths = index["offset"], index["length"]
+            names: str = index["names"].tobytes().decode()
+        self._names = names.split("\n")
+        self._file = os.open(folder / IMAGES, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._names)
+
+    def name(self, row: int) -> str:
+        """Return an image's path below the dataset's top folder."""
+        return self._names[row]
+
+    def split(self, row: int) -> str:
+        """Return the name of an image's split."""
+        return self._splits[int(self._split_of[row])]
+
+    def read(self, row: int) -> bytes:
+        """Return an image as the archive had it."""
+        return os.pread(self._file, int(self._lengths[row]), int(self._offsets[row]))
+
+
 def read_images(folder: Path) -> Iterator[DatasetImage]:
     """Yield the images of a container, sorted by split, class and name."""
-    with np.load(folder / INDEX, allow_pickle=False) as index:
-        splits = [str(split) for split in index["splits"]]
-        split_of, labels = index["split"], index["label"]
-        offsets, lengths = index["offset"], index["length"]
-        names = index["names"].tobytes().decode().split("\n")
-    with open(folder / IMAGES, "rb", buffering=0) as images:
-        for row, name in enumerate(names):
-            data = os.pread(images.fileno(), int(lengths[row]), int(offsets[row]))
-            yield DatasetImage(splits[split_of[row]], int(labels[row]), name, data)
+    stored = StoredImages(folder)
+    for row in range(len(stored)):
+        yield DatasetImage(
+            stored.split(row), int(stored.labels[row]), stored.name(row), stored.read(row)
+        )
 
 
 def _no_image(name: str, data: bytes) -> Exception:

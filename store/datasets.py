@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from store.archive_members import DatasetLimits
-from store.dataset_container import DatasetImage, read_images, write_container
+from store.dataset_container import DatasetImage, StoredImages, read_images, write_container
 from store.digests import file_digest
 from store.durable import sync_folder, write_synced
 from store.errors import Conflict, InvalidDataset, NotFound
 from store.scratch import Scratch
 from store.specs import NAME_PATTERN
 
-__all__ = ["Dataset", "DatasetImage", "DatasetLimits", "DatasetStore"]
+__all__ = ["Dataset", "DatasetImage", "DatasetLimits", "DatasetStore", "StoredImages"]
 
 _RECORD = "dataset.json"
 
@@ -109,6 +109,11 @@ class DatasetStore:
         """Yield a dataset's encoded images, sorted by split, class and name. Raises `NotFound`."""
         self.get(name)
         return read_images(self._root / name)
+
+    def stored_images(self, name: str) -> StoredImages:
+        """Return a dataset's encoded images, to be read in any order. Raises `NotFound`."""
+        self.get(name)
+        return StoredImages(self._root / name)
 
     def _find(self, name: str) -> Dataset | None:
         if not re.fullmatch(NAME_PATTERN, name):

@@ -24,13 +24,18 @@ from numpy.typing import NDArray
 from models.preprocessing import InputSpec, normalise
 from store.errors import InvalidDataset
 from worker.image_cache import DecodedDataset
+from worker.streamed_pixels import StreamedPixels
+from worker.training.encoded_images import Rows
+from worker.training.folder_images import FolderImages
+from worker.training.images import CachedImages, TrainingImages
+from worker.training.recipe import Augmentation
 
 _HELD_OUT = 0.15
 _HELD_OUT_OF_TRAIN = 0.1
 # Keep the random choices of one seed apart from each other.
 _TEST, _VAL, _CALIBRATION = 1, 2, 3
-
-Rows = NDArray[np.int64]
+# What images that are decoded whenever they are read may take in memory instead.
+_MOST_BYTES_IN_MEMORY = 2**30
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,59 @@ def calibration_images(train: ImageSet, seed: int, count: int) -> tuple[ImageSet
     if count > len(train):
         return chosen, f"all {len(train):,} training images, fewer than the {count:,} asked for"
     return chosen, f"{count:,} of {len(train):,} training images"
+
+
+def in_memory(images: ImageSet) -> ImageSet:
+    """Return ``images`` decoded, where they would else be decoded whenever they are read.
+
+    For sets that are read often, such as calibration images. More than 1 GiB of them stay as they
+    are.
+    """
+    dataset = images.dataset
+    if not isinstance(dataset.images, StreamedPixels) or not len(images):
+        return images
+    if len(images) * images.pixels(0, 1).nbytes > _MOST_BYTES_IN_MEMORY:
+        return images
+    decoded = DecodedDataset(
+        images=images.pixels(0, len(images)),
+        labels=images.labels,
+        names=images.names,
+        classes=dataset.classes,
+        splits={},
+    )
+    return ImageSet(decoded, np.arange(len(images)))
+
+
+def training_images(
+    train: ImageSet,
+    spec: InputSpec,
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    processes: int | None = None,
+) -> TrainingImages:
+    """Return ``train`` as what is trained on, augmented as the recipe says.
+
+    Random crops are decoded from the images' files by ``processes`` (all cores by default).
+
+    Raises:
+        ValueError: random crops of a dataset whose files are not at hand.
+    """
+    dataset = train.dataset
+    if augmentation != "random_resized_crop":
+        return CachedImages(
+            dataset.images,
+            dataset.labels,
+            spec,
+            seed=seed,
+            augmentation=augmentation,
+            rows=train.rows,
+        )
+    if dataset.encoded is None:
+        raise ValueError("random crops need the images' files")
+    return FolderImages(
+        dataset.encoded, dataset.labels, spec, seed=seed, rows=train.rows, processes=processes
+    )
 
 
 def _row_array(rows: range) -> Rows:

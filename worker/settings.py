@@ -21,6 +21,13 @@ class WorkerSettings(StoreSettings):
         ge=1,
         description="Threads that calibration and evaluation use; all cores by default.",
     )
+    training_processes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes that fine-tune a job together, each with its share of the threads; "
+        "on a machine with GPUs one for each.",
+    )
     max_cache_bytes: int = Field(
         default=8 * 2**30,
         ge=0,

@@ -2,6 +2,7 @@ import errno
 import gzip
 import io
 import os
+import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -429,3 +430,18 @@ def test_the_shipped_archive_is_registered_whole(store: DatasetStore, shared_dat
     assert rows == sorted(rows, key=lambda row: (row[0] != "train", *row[1:]))
     assert rows[0][2] == "train/airplane/0000.jpg"
     assert all(image.data.startswith(b"\xff\xd8\xff") for image in store.images("cifar10"))
+
+
+def test_images_can_be_read_in_any_order_and_after_the_dataset_is_gone(
+    store: DatasetStore, root: Path, build: Any
+) -> None:
+    store.ingest(build.zip(build.two_classes("train/", "test/")), "pets")
+    stored = store.stored_images("pets")
+    listed = list(store.images("pets"))
+    shutil.rmtree(root / "pets")
+    assert len(stored) == len(listed)
+    for row in reversed(range(len(stored))):
+        image = listed[row]
+        assert stored.read(row) == image.data
+        assert (stored.name(row), stored.split(row)) == (image.name, image.split)
+        assert stored.labels[row] == image.label

@@ -3,6 +3,7 @@ import io
 import os
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from PIL import Image
 from models.preprocessing import InputSpec, normalise
 from store.datasets import DatasetStore
 from store.errors import InvalidDataset, NotFound, StorageExhausted
-from worker import image_cache
-from worker.data import ImageSet, calibration_images, split_dataset
+from worker import image_cache, streamed_pixels
+from worker.data import ImageSet, calibration_images, split_dataset, training_images
 from worker.image_cache import DecodedDataset, decode_dataset
+from worker.training.folder_images import FolderImages
+from worker.training.images import CachedImages
 
 SPEC = InputSpec(3, 8, 6, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
 GREY = InputSpec(1, 4, 4, (0.0,), (1.0,))
@@ -121,7 +124,7 @@ def test_a_dataset_is_decoded_once_per_size(
     def decoded_again(data: bytes, spec: InputSpec) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(image_cache, "decode_image", decoded_again)
+    monkeypatch.setattr(streamed_pixels, "decode_image", decoded_again)
     again = decode_dataset(store, "pets", SPEC, cache, Nothing())
     np.testing.assert_array_equal(again.images, first.images)
     assert (again.names, again.splits) == (first.names, first.splits)
@@ -165,7 +168,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(
 
     register(store, tmp_path, pets(""))
     cache = tmp_path / "cache"
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
     with pytest.raises(StorageExhausted):
         decode_dataset(store, "pets", SPEC, cache, Nothing())
     assert [p for p in cache.rglob("*") if p.name not in (".tmp", ".lock")] == []
@@ -176,7 +179,7 @@ def test_the_slower_of_two_takes_what_the_faster_made(
 ) -> None:
     register(store, tmp_path, pets(""))
     cache = tmp_path / "cache"
-    slower = image_cache.decode_image
+    slower = streamed_pixels.decode_image
     overtaken = False
 
     def overtake(data: bytes, spec: InputSpec) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -186,7 +189,7 @@ def test_the_slower_of_two_takes_what_the_faster_made(
             decode_dataset(store, "pets", SPEC, cache, Nothing())
         return slower(data, spec)
 
-    monkeypatch.setattr(image_cache, "decode_image", overtake)
+    monkeypatch.setattr(streamed_pixels, "decode_image", overtake)
     decoded = decode_dataset(store, "pets", SPEC, cache, Nothing())
     np.testing.assert_array_equal(decoded.images[5], pixels(5))
     assert len([p for p in cache.iterdir() if p.name != ".tmp"]) == 1
@@ -317,3 +320,63 @@ def test_batches_are_the_normalised_images_in_order(store: DatasetStore, tmp_pat
     assert batches[0].dtype == torch.float32
     assert part.names == ("dog/001.png", "cat/000.png", "dog/002.png", "cat/002.png", "cat/001.png")
     assert part.labels.tolist() == [1, 0, 1, 0, 0]
+
+
+# Datasets too large to be kept decoded
+
+
+def test_a_dataset_over_the_bound_is_decoded_when_read_and_leaves_nothing(
+    store: DatasetStore, tmp_path: Path
+) -> None:
+    register(store, tmp_path, pets("train/", "test/"))
+    cache, bound = tmp_path / "cache", 12 * 8 * 6 * 3
+    progress = Nothing()
+    streamed = decode_dataset(store, "pets", SPEC, cache, progress, max_cache_bytes=bound - 1)
+    assert not cache.exists()
+    assert [fraction for fraction, _ in progress.calls] == [0.0, 1.0]
+    cached = decode_dataset(store, "pets", SPEC, cache, Nothing(), max_cache_bytes=bound)
+    assert cache.exists()
+    rows = np.array([7, 0, 11, 3, 3, 8])
+    np.testing.assert_array_equal(streamed.images[rows], cached.images[rows])
+    assert streamed.images[rows[:0]].shape == (0, 8, 6, 3)
+    for field in ("names", "classes", "splits"):
+        assert getattr(streamed, field) == getattr(cached, field)
+    np.testing.assert_array_equal(streamed.labels, cached.labels)
+
+
+def test_a_damaged_image_of_a_streamed_dataset_is_named_when_it_is_read(
+    store: DatasetStore, tmp_path: Path
+) -> None:
+    register(store, tmp_path, pets("") | {"dog/bad.png": png(1)[:-30]})
+    streamed = decode_dataset(store, "pets", SPEC, tmp_path, Nothing(), max_cache_bytes=0)
+    bad = streamed.names.index("dog/bad.png")
+    assert streamed.images[np.array([0, 1])].shape == (2, 8, 6, 3)
+    with pytest.raises(InvalidDataset, match=r'"dog/bad\.png"'):
+        streamed.images[np.array([0, bad])]
+
+
+def test_another_short_side_is_another_copy(store: DatasetStore, tmp_path: Path) -> None:
+    register(store, tmp_path, pets(""))
+    cache = tmp_path / "cache"
+    decode_dataset(store, "pets", SPEC, cache, Nothing())
+    resized = decode_dataset(store, "pets", replace(SPEC, resize=12), cache, Nothing())
+    plain = decode_dataset(store, "pets", SPEC, cache, Nothing())
+    assert not np.array_equal(resized.images[:], plain.images[:])
+
+
+def test_random_crops_come_from_the_files_of_a_cached_dataset_too(
+    store: DatasetStore, tmp_path: Path
+) -> None:
+    register(store, tmp_path, pets("", per_class=20))
+    decoded = decode_dataset(store, "pets", SPEC, tmp_path / "cache", Nothing())
+    train = split_dataset(decoded, seed=0).train
+    images = training_images(train, SPEC, "random_resized_crop", seed=0, processes=1)
+    assert isinstance(images, FolderImages)
+    labels = torch.cat([labels for _, labels in images.epoch(0, 4)])
+    assert len(labels) == len(train)
+    assert sorted(labels.tolist()) == sorted(train.labels.tolist())
+    assert isinstance(training_images(train, SPEC, "none", seed=0), CachedImages)
+    with pytest.raises(ValueError, match="files"):
+        training_images(
+            split_dataset(in_memory(), seed=0).train, SPEC, "random_resized_crop", seed=0
+        )
