@@ -6,8 +6,6 @@ training with the labels, in full precision, and keeps the result as a checkpoin
 the validation split chooses; the test split is used once, for the figures.
 """
 
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,7 +74,7 @@ def adapt_and_keep(
         if best is None or adapted.validation > best.validation:
             best = adapted
     assert best is not None
-    keep(best.network, output, checkpoint.name)
+    keep(best, output, checkpoint.name, spec)
     figures["kept_seed"] = float(best.seed)
     figures["test.before"] = accuracy_on(network, splits.test, fed)
     figures["test.after"] = accuracy_on(best.network, splits.test, fed)
@@ -87,11 +85,17 @@ def adapt_and_keep(
     return figures
 
 
-def keep(network: nn.Module, output: Path, source: str) -> None:
-    """Write a checkpoint that names what it was made from, and how."""
+def keep(adapted: Adapted, output: Path, source: str, spec: CompressSpec) -> None:
+    """Write a checkpoint that says in its header what it was made from, and how."""
+    assert spec.fine_tune is not None
     output.parent.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "-m", "benchmarks.adapt", *sys.argv[1:]])
-    save_file(network.state_dict(), output, metadata={"adapted_from": source, "command": command})
+    about = {
+        "adapted_from": source,
+        "architecture": spec.architecture,
+        "seed": str(adapted.seed),
+        "training": spec.fine_tune.model_dump_json(exclude_defaults=True),
+    }
+    save_file(adapted.network.state_dict(), output, metadata=about)
 
 
 def main(
