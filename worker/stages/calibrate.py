@@ -14,7 +14,7 @@ from worker.calibration import (
     recalibrate_batch_norm,
     save_layer,
 )
-from worker.data import calibration_images
+from worker.data import calibration_images, in_memory
 from worker.networks import BATCH_NORM, LAYER, input_spec, save_tensors
 from worker.stage_context import Progress, StageContext, Step
 from worker.stages.surroundings import (
@@ -96,5 +96,5 @@ class _Calibration:
             spec = self._context.spec
             train = splits_of(self._context, without_fraction(progress)).train
             chosen, _ = calibration_images(train, spec.seed, spec.calibration_images)
-            self._images = CalibrationImages(chosen, input_spec(spec))
+            self._images = CalibrationImages(in_memory(chosen), input_spec(spec))
         return self._images

@@ -50,6 +50,7 @@ def splits_of(context: StageContext, progress: Progress) -> Splits:
         settings.cache_dir,
         progress,
         settings.worker_threads,
+        max_cache_bytes=settings.max_cache_bytes,
     )
     return split_dataset(decoded, spec.seed)
 
