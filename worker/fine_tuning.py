@@ -6,14 +6,16 @@ How training itself goes is in `worker.training`, which knows no specification.
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from models.layers import BinaryConv2d, BinaryLinear
 from store.specs import CompressSpec
+from worker import data
 from worker.data import ImageSet
 from worker.methods import METHODS
 from worker.networks import input_spec
-from worker.training.images import CachedImages, TrainingImages
+from worker.training.images import TrainingImages
 from worker.training.recipe import Recipe
 from worker.training.trainer import EpochFigures, Trainer
 
@@ -34,22 +36,20 @@ def recipe_of(spec: CompressSpec) -> Recipe:
 
 def training_images(train: ImageSet, spec: CompressSpec) -> TrainingImages:
     """Return the job's training images, augmented as its recipe says."""
-    augmentation = recipe_of(spec).augmentation
-    data = train.dataset
-    return CachedImages(
-        data.images,
-        data.labels,
-        input_spec(spec),
-        seed=spec.seed,
-        augmentation=augmentation,
-        rows=train.rows,
+    return data.training_images(
+        train, input_spec(spec), recipe_of(spec).augmentation, seed=spec.seed
     )
 
 
 def start_training(
-    full: nn.Module, calibrated: nn.Module, images: TrainingImages, spec: CompressSpec
+    full: nn.Module,
+    calibrated: nn.Module,
+    images: TrainingImages,
+    spec: CompressSpec,
+    *,
+    device: torch.device | str | None = None,
 ) -> Trainer:
-    """Return a trainer that has made no step yet.
+    """Return a trainer that has made no step yet, on ``device``: by default a GPU, if there is one.
 
     ``full`` is the teacher and gives the magnitudes of the latent weights; ``calibrated``, whose
     copy is trained, gives their signs. Both stay as they are.
@@ -65,6 +65,7 @@ def start_training(
         METHODS[spec.method.name].rule,
         seed=spec.seed,
         float_weights=_float_weights(full, calibrated),
+        device=device,
     )
 
 

@@ -51,6 +51,18 @@ def context_json(job_id: str, spec: Mapping[str, Any], settings: WorkerSettings)
     }
 
 
+def read_context(data: Mapping[str, Any]) -> StageContext:
+    """Return the context that `context_json` gave, and begin to write logs as it says."""
+    settings = WorkerSettings(**data["settings"])
+    configure_logs(settings.log_level)
+    return StageContext(
+        job_id=data["job"],
+        spec=parse_spec(data["spec"]),
+        settings=settings,
+        files=JobFiles(Path(settings.data_dir), data["job"]),
+    )
+
+
 def main(arguments: list[str]) -> int:
     """Serve the stage's steps; return the exit status."""
     descriptor, parent = int(arguments[0]), int(arguments[1])
@@ -61,7 +73,7 @@ def main(arguments: list[str]) -> int:
     with Connection(descriptor) as connection:
         try:
             hello = json.loads(connection.recv_bytes())
-            serve(connection, hello["target"], _context(hello["context"]))
+            serve(connection, hello["target"], read_context(hello["context"]))
         except (EOFError, ConnectionError):
             # The worker is done with this stage, or gone.
             return 0
@@ -121,17 +133,6 @@ def _stage(target: str) -> Stage:
     module, _, function = target.partition(":")
     stage: Stage = getattr(importlib.import_module(module), function)
     return stage
-
-
-def _context(data: Mapping[str, Any]) -> StageContext:
-    settings = WorkerSettings(**data["settings"])
-    configure_logs(settings.log_level)
-    return StageContext(
-        job_id=data["job"],
-        spec=parse_spec(data["spec"]),
-        settings=settings,
-        files=JobFiles(Path(settings.data_dir), data["job"]),
-    )
 
 
 def _die_with(parent: int) -> None:

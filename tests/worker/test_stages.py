@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
 from models import artifact, registry
 from store.datasets import DatasetStore
@@ -257,6 +257,26 @@ def test_an_epoch_repeated_before_it_was_recorded_leaves_the_same_state(
     run.files["training"] = state.to_json()
     run.step(fine_tune(run.fresh())["epoch"], epoch=3)
     assert run.read("training") == last
+
+
+@pytest.mark.slow
+def test_an_epoch_on_two_processes_comes_to_the_same_within_rounding(
+    settings: WorkerSettings,
+) -> None:
+    together = settings.model_copy(update={"training_processes": 2})
+    # One step: after it, a weight next to zero may have another sign, and all that follows differs.
+    wanted = {"epochs": 1, "batch_size": 48, "optimizer": "sgd", "precision": "float32"}
+    losses, states = [], []
+    for chosen, job_id in ((settings, "alone"), (together, "together")):
+        run = Run(context_of(chosen, job_id, fine_tune=wanted))
+        (epoch,) = run.all()["fine_tuning"]["epochs"]
+        losses.append(epoch["loss"])
+        states.append(load(run.read("training")))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        if name.startswith("student/"):
+            assert torch.allclose(tensor, states[1][name], rtol=1e-4, atol=1e-5), name
 
 
 def test_layers_kept_in_float_stay_so(settings: WorkerSettings) -> None:
