@@ -7,6 +7,7 @@ import pytest
 
 from app.drawing import Dot, Drawing, Line, Rectangle, Text, linear_scale, logarithmic_scale
 from app.report_document import Bin, ClassAccuracy, Epoch, Layer
+from app.report_numbers import count, loss_text, megabytes, percent, points, signed
 from app.report_plots import (
     MOST_BARS,
     change_of,
@@ -54,6 +55,22 @@ def test_a_logarithmic_scale_has_equal_steps_for_equal_ratios(values: list[float
     assert scale.at(0) == 100
     assert scale.ticks
     assert all(scale.low <= tick <= scale.high for tick in scale.ticks)
+
+
+# Numbers
+
+
+def test_numbers_are_written_with_their_units_and_signs() -> None:
+    assert percent(0.88621) == "88.62\N{NO-BREAK SPACE}%"
+    assert [points(change) for change in (-0.02714, 0.003, 0.0, -0.00001)] == [
+        "\N{MINUS SIGN}2.71",
+        "+0.30",
+        "0.00",
+        "0.00",
+    ]
+    assert [signed(number) for number in (-1200, 7, 0)] == ["\N{MINUS SIGN}1,200", "+7", "0"]
+    assert (count(10_000), megabytes(620_000)) == ("10,000", "0.62 MB")
+    assert [loss_text(loss) for loss in (0.09222, 0.5, 0.0)] == ["0.0922", "0.5", "0"]
 
 
 # Plots

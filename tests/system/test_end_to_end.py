@@ -118,6 +118,27 @@ def test_compress_prints_what_was_measured(
 
 
 @pytest.mark.usefixtures("compressed")
+def test_the_report_counts_what_the_recorded_predictions_say(service: Up, tmp_path: Path) -> None:
+    published = service.data_dir / "models/corners/1"
+    report = json.loads((published / "report.json").read_text())
+    recorded = json.loads((published / "predictions.json").read_text())["images"]
+    for one in report["classes"]:
+        answers = [image["class"] for image in recorded if image["label"] == one["name"]]
+        assert one["images"] == len(answers) == 12
+        assert one["accuracy"]["packed"] == answers.count(one["name"]) / 12
+    agreement = report["agreement"]
+    right = sum(image["class"] == image["label"] for image in recorded)
+    assert agreement["both_right"] + agreement["gained"] == right
+    assert sum(one["images"] for one in report["confidence"]["packed"]["bins"]) == len(recorded)
+
+    ran = service.run("report", report["job"], "--html", str(tmp_path / "report.html"))
+    assert ran.returncode == 0, ran.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert all(f"<bdi>{corner}</bdi>" in page for corner in CLASSES)
+    assert f"{report['accuracy']['packed']:.2%}".replace("%", "\N{NO-BREAK SPACE}%") in page
+
+
+@pytest.mark.usefixtures("compressed")
 def test_predict_gives_the_classes_of_the_report(service: Up, images: Path) -> None:
     ran = service.run("predict", str(images / "test"), "--model", "corners", "--json")
     assert ran.returncode == 0, ran.stderr
