@@ -125,6 +125,17 @@ def test_negative_scales_end_up_in_the_bits():
     assert set(layer.weight.unique().tolist()) <= {-1.0, 1.0}
 
 
+def test_further_bases_keep_their_codes_and_their_scales_become_positive():
+    codes = torch.where(torch.rand(2, 3, 4) < 0.5, 1.0, -1.0)
+    layer = binarize_layer(nn.Linear(4, 3), codes, torch.tensor([[1.0, 1, 1], [-0.5, 0.5, -0.25]]))
+    RULE.start(layer, torch.randn(3, 4), "magnitude")
+    fed = torch.randn(5, 4)
+    before = layer(fed)
+    RULE.finish(layer)
+    assert (layer.scales >= 0).all()
+    assert torch.allclose(layer(fed), before)
+
+
 # --- optimizers
 
 
@@ -388,10 +399,14 @@ def test_what_cached_images_cannot_do_is_refused():
 # --- forms of a network, batch norm, precision
 
 
-def test_forms_are_copies_that_compute_the_same():
+@pytest.mark.parametrize("architecture", ["digits_cnn", "resnet20"])
+def test_forms_are_copies_that_compute_the_same(architecture):
     network = registry.build(
-        "digits_cnn", channels=1, height=8, width=8, classes=10, parameters={}
+        architecture, channels=1, height=8, width=8, classes=10, parameters={}
     ).eval()
+    for name, buffer in network.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 2.0)
     kept = {name: value.clone() for name, value in network.state_dict().items()}
     batch = torch.randn(3, 1, 8, 8)
     expected = network(batch)

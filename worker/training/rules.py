@@ -56,7 +56,8 @@ class ScaledSignRule:
 
     Hu, Wang and Cheng (AAAI 2018) leave open what the latent weights start from; `latent_start`
     has the options. There is no clipping and no centring. A scale may pass through zero while
-    training: at the end its sign moves into the bits.
+    training: at the end its sign moves into the bits. The codes of further bases stay as they were
+    calibrated, their scales are trained.
     """
 
     def start(self, layer: BinaryLayer, float_weight: Tensor, latent: LatentStart) -> None:
@@ -82,9 +83,13 @@ class ScaledSignRule:
     def finish(self, layer: BinaryLayer) -> None:
         """Turn the filters of negative scales about, so that no scale is negative."""
         with torch.no_grad():
-            direction = sign(layer.scale).reshape(-1, *[1] * (layer.weight.ndim - 1))
-            layer.weight.copy_(sign(layer.weight) * direction)
+            axes = [1] * (layer.weight.ndim - 1)
+            layer.weight.copy_(sign(layer.weight) * sign(layer.scale).reshape(-1, *axes))
             layer.scale.abs_()
+            if layer.bases > 1:
+                bases = layer.bases - 1
+                layer.extra_codes *= sign(layer.extra_scale).reshape(bases, -1, *axes)
+                layer.extra_scale.abs_()
         layer.quantizer = sign_straight_through
 
 
