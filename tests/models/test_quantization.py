@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import artifact as artifacts
-from models.layers import BinaryConv2d, BinaryLinear, binarizable_layers
+from models.layers import BinaryConv2d, BinaryLinear, binarizable_layers, binarize_layer
 from models.operators import Conv2d, Linear, Quantize, zero_level
 from models.quantization import (
     ActivationQuantizer,
@@ -215,6 +215,20 @@ def test_plan_of_a_quantized_net_agrees_with_it(name, randomise, binarize, make_
     assert 0 < noise < 0.1 * mean_square_root(float_logits)
     assert mean_square_root(logits - expected) < 0.7 * noise
     assert (logits - expected).abs().median() < 0.1 * noise
+
+
+def test_layer_of_several_bases_is_quantized_once(make_artifact):
+    generator = torch.Generator().manual_seed(4)
+    codes = torch.where(torch.rand(3, 6, 3, 3, 3, generator=generator) < 0.5, -1, 1)
+    layer = binarize_layer(nn.Conv2d(3, 6, 3), codes, torch.rand(3, 6, generator=generator))
+    net = nn.Sequential(layer, nn.ReLU(), nn.Flatten()).eval()
+    quantize_inputs(net, {"0": Scale.covering(-3.0, 3.0)})
+    x = torch.randn(4, 3, 6, 6, generator=generator)
+    artifact = make_artifact(net, (3, 6, 6))
+    assert [node.op for node in artifact.plan.nodes] == ["quantize", "conv2d", "flatten"]
+    assert artifact.plan.nodes[1].bases == 3
+    with torch.no_grad():
+        assert torch.allclose(load(artifact).run(x), net(x), atol=1e-5)
 
 
 def test_network_that_is_one_quantized_layer_can_be_lowered(make_artifact):
