@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models import registry
 from models.layers import BinaryConv2d, BinaryLinear
 from models.preprocessing import InputSpec
+from models.quantization import quantize_inputs, scales_of
 from store.specs import CompressSpec
 from worker.calibration import CalibratedLayer, apply_layer, load_layer
 from worker.job_files import FileRef, JobFiles
@@ -19,6 +20,7 @@ from worker.job_files import FileRef, JobFiles
 MODEL = "model"
 LAYER = "layer:"
 BATCH_NORM = "batch_norm"
+ACTIVATIONS = "activations"
 TRAINING = "training"
 FINE_TUNED = "fine_tuned"
 PACKED = "packed"
@@ -88,13 +90,19 @@ class JobNetworks:
         return network
 
     def calibrated(self, refs: Refs) -> nn.Module:
-        """Return the network with every layer binarized that has been calibrated by now."""
+        """Return the network with every layer binarized that has been calibrated by now.
+
+        Where the job rounds activations, its layers do, as soon as it is known to which levels.
+        """
         network = self.full_precision(refs)
         for layer in self.layers(refs):
             apply_layer(network, layer)
         if BATCH_NORM in refs:
             buffers = load_file(self._resolve(refs[BATCH_NORM]))
             network.load_state_dict(buffers, strict=False)
+        if ACTIVATIONS in refs:
+            scales = load_file(self._resolve(refs[ACTIVATIONS]))
+            quantize_inputs(network, scales_of(scales))
         return network
 
     def fine_tuned(self, refs: Refs) -> nn.Module:

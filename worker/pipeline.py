@@ -138,16 +138,18 @@ class _Run:
         self._progress = 1.0
 
     def _calibrate(self, process: StageProcess, names: list[str]) -> None:
-        slots: list[str | None] = [*names]
-        if self._spec["method"].get("recalibrate_batch_norm") == "end":
-            slots.append(None)
-        for index, name in enumerate(slots):
-            part = (index / len(slots), (index + 1) / len(slots))
-            if name is None:
-                self._call(process, "batch_norm", {}, step="batch-norm", part=part)
-                continue
+        after = {
+            "batch_norm": self._spec["method"].get("recalibrate_batch_norm") == "end",
+            "activations": self._spec.get("activation_bits", 32) < 32,
+        }
+        more = [function for function, wanted in after.items() if wanted]
+        count = len(names) + len(more)
+        parts = [(index / count, (index + 1) / count) for index in range(count)]
+        for name, part in zip(names, parts, strict=False):
             layer = self._call(process, "layer", {"name": name}, step=name, part=part)
             self._layers.append({key: layer[key] for key in ("name", "losses", "seconds")})
+        for function, part in zip(more, parts[len(names) :], strict=True):
+            self._call(process, function, {}, step=function.replace("_", "-"), part=part)
 
     def _fine_tune(self, process: StageProcess, epochs: int) -> None:
         for epoch in range(1, epochs + 1):

@@ -75,6 +75,7 @@ class Service:
         method: Mapping[str, Any] | None = None,
         checkpoint: str = "sha256:" + "0" * 64,
         epochs: int = 0,
+        activation_bits: int = 32,
         **fates: object,
     ) -> str:
         """Submit a job of the fake stages, whose steps meet ``fates``; return its id."""
@@ -86,6 +87,7 @@ class Service:
             "dataset": "digits",
             "method": method or {"name": "bwn"},
             "fine_tune": {"epochs": epochs} if epochs else None,
+            "activation_bits": activation_bits,
         }
         return self.jobs.submit(parse_spec(spec)).id
 

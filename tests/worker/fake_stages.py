@@ -80,7 +80,11 @@ def calibrate(context: StageContext) -> Mapping[str, Step]:
         ref = context.files.write("batch-norm.safetensors", lambda path: _fill(path, b"norm"))
         return {"files": {"batch_norm": ref.to_json()}}
 
-    return {"layer": layer, "batch_norm": batch_norm}
+    def activations(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        ref = context.files.write("activations.safetensors", lambda path: _fill(path, b"scales"))
+        return {"files": {"activations": ref.to_json()}}
+
+    return {"layer": layer, "batch_norm": batch_norm, "activations": activations}
 
 
 def fine_tune(context: StageContext) -> Mapping[str, Step]:

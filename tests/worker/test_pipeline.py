@@ -112,6 +112,17 @@ def test_a_crash_in_an_epoch_keeps_the_epochs_before_it(shared_service: Service)
     assert "training/0002.safetensors" in shared_service.files(job.id)
 
 
+def test_levels_of_activations_are_chosen_after_batch_norm_where_they_are_rounded(
+    shared_service: Service,
+) -> None:
+    wanted = {"name": "bwn", "recalibrate_batch_norm": "end"}
+    job_id = shared_service.submit(method=wanted, activation_bits=8)
+    shared_service.finished(job_id)
+    client = shared_service.jobs._client
+    steps = [step["function_name"] for step in client.list_workflow_steps(job_id)]
+    assert steps[5:8] == ["calibrate:batch-norm", "calibrate:activations", "pack"]
+
+
 def test_a_running_job_tells_how_far_it_is(
     shared_service: Service, tmp_path: Path, wait_until: WaitUntil
 ) -> None:

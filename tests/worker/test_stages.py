@@ -127,6 +127,10 @@ class Run:
             if interrupted:
                 steps = calibrate(self.fresh())
             self.step(steps["batch_norm"])
+        if self.context.spec.activation_bits < 32:
+            if interrupted:
+                steps = calibrate(self.fresh())
+            self.step(steps["activations"])
         epochs = self.fine_tuned(interrupted)
         self.step(pack(self.fresh())["pack"])
         known = {"prepared": prepared, "layers": layers, "epochs": epochs}
@@ -277,6 +281,31 @@ def test_an_epoch_on_two_processes_comes_to_the_same_within_rounding(
     for name, tensor in states[0].items():
         if name.startswith("student/"):
             assert torch.allclose(tensor, states[1][name], rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("fine_tune", [None, FINE_TUNE])
+def test_activations_of_eight_bits_are_measured_as_they_are_served_and_without_rounding(
+    settings: WorkerSettings, fine_tune: dict[str, Any] | None
+) -> None:
+    spec = {
+        "activation_bits": 8,
+        "fine_tune": fine_tune,
+        "method": {"name": "bwnh", "sweeps": 3, "recalibrate_batch_norm": "end"},
+    }
+    name = "tuned" if fine_tune else "calibrated"
+    smooth = Run(context_of(settings, f"eight-bits-{name}", **spec))
+    report = smooth.all()
+    trained = ["fine_tuned"] if fine_tune else []
+    assert list(report["accuracy"]) == [
+        *("full_precision", "calibrated", *trained, "packed", "packed_float_activations")
+    ]
+    # The trained form rounds as the packed one does.
+    assert report["parity"]["top1_agreement"] == 1.0
+    plan = artifact.decode(smooth.read("artifact")).plan
+    assert "quantize" in {node.op for node in plan.nodes}
+    broken = Run(context_of(settings, f"eight-bits-{name}-broken", **spec))
+    broken.all(interrupted=True)
+    assert smooth.read("artifact") == broken.read("artifact")
 
 
 def test_layers_kept_in_float_stay_so(settings: WorkerSettings) -> None:

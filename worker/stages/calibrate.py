@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from models.quantization import scale_tensors
+from worker.activation_ranges import activation_scales
 from worker.calibration import (
     CalibratedLayer,
     CalibrationImages,
@@ -14,24 +16,23 @@ from worker.calibration import (
     recalibrate_batch_norm,
     save_layer,
 )
-from worker.data import calibration_images, in_memory
-from worker.networks import BATCH_NORM, LAYER, input_spec, save_tensors
+from worker.networks import ACTIVATIONS, BATCH_NORM, LAYER, save_tensors
 from worker.stage_context import Progress, StageContext, Step
 from worker.stages.surroundings import (
+    calibration_images_of,
     dataset_of,
     deterministic,
     networks_of,
-    splits_of,
-    without_fraction,
 )
 
 
 def calibrate(context: StageContext) -> Mapping[str, Step]:
-    """Make the steps ``layer`` and ``batch_norm``; the networks stay in memory between them."""
+    """Make the steps ``layer``, ``batch_norm`` and ``activations``; they share their networks."""
     calibration = _Calibration(context)
     return {
         "layer": deterministic(context, calibration.layer),
         "batch_norm": deterministic(context, calibration.batch_norm),
+        "activations": deterministic(context, calibration.activations),
     }
 
 
@@ -78,6 +79,15 @@ class _Calibration:
         ref = self._context.files.write("batch-norm.safetensors", partial(save_tensors, buffers))
         return {"files": {BATCH_NORM: ref.to_json()}}
 
+    def activations(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """Choose the levels to which the finished network rounds what its layers are fed."""
+        network = self._networks.calibrated(arguments["files"])
+        images = self._calibration_images(progress)
+        choice = self._context.spec.activation_scale
+        tensors = scale_tensors(activation_scales(network, images, choice, progress))
+        ref = self._context.files.write("activations.safetensors", partial(save_tensors, tensors))
+        return {"files": {ACTIVATIONS: ref.to_json()}}
+
     def _both(self, refs: Mapping[str, Any]) -> tuple[nn.Module, nn.Module]:
         if self._full is None or self._binarized is None:
             self._full = self._networks.full_precision(refs)
@@ -93,8 +103,5 @@ class _Calibration:
 
     def _calibration_images(self, progress: Progress) -> CalibrationImages:
         if self._images is None:
-            spec = self._context.spec
-            train = splits_of(self._context, without_fraction(progress)).train
-            chosen, _ = calibration_images(train, spec.seed, spec.calibration_images)
-            self._images = CalibrationImages(in_memory(chosen), input_spec(spec))
+            self._images = calibration_images_of(self._context, progress)
         return self._images

@@ -1,5 +1,6 @@
 """The stage of evaluation: every form of the network on the test images, and the report."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
@@ -8,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from models import artifact, runtime
-from models.layers import float32_bytes
+from models.layers import BinaryConv2d, BinaryLinear, float32_bytes
+from models.lowering import lower
 from store.artifacts import ARTIFACT, PREDICTIONS
 from store.datasets import Dataset
 from worker.data import ImageSet
@@ -43,9 +45,11 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
         float_bytes = float32_bytes(forms["full_precision"])
         layers = layer_figures(forms["calibrated"], prepared["order"], arguments["layers"])
         predict = {name: channels_last(network) for name, network in forms.items()}
-        logits = logits_of_forms(
-            {**predict, "packed": served.run}, test, input_spec(context.spec), progress
-        )
+        predict["packed"] = served.run
+        if context.spec.activation_bits < 32:
+            network = forms[list(forms)[-1]]
+            predict["packed_float_activations"] = _unrounded(network, packed, served.name).run
+        logits = logits_of_forms(predict, test, input_spec(context.spec), progress)
         accuracies = {form: accuracy(found, test.labels) for form, found in logits.items()}
         origin = provenance(context.spec, prepared["digests"])
         final = dataclasses.replace(packed, provenance=origin, accuracy=accuracies)
@@ -88,6 +92,16 @@ def _trained_forms(networks: JobNetworks, refs: Refs) -> dict[str, nn.Module]:
     if FINE_TUNED in refs:
         forms["fine_tuned"] = networks.fine_tuned(refs)
     return forms
+
+
+def _unrounded(network: nn.Module, packed: artifact.Artifact, name: str) -> runtime.Runtime:
+    """Return the runtime ``name`` on what was ``packed`` of ``network``, without its rounding."""
+    network = copy.deepcopy(network)
+    for layer in network.modules():
+        if isinstance(layer, BinaryConv2d | BinaryLinear):
+            layer.input_quantizer = None
+    plan, tensors = lower(network, packed.input.shape)
+    return runtime.load(dataclasses.replace(packed, plan=plan, tensors=tensors), name)
 
 
 def _stage_files(

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import nn
 
+from models.quantization import quantize_inputs
+from worker.activation_ranges import activation_scales
 from worker.fine_tuning import epoch_record, start_training, training_images
 from worker.job_files import FileRef
-from worker.networks import FINE_TUNED, TRAINING, finished_tensors, save_tensors
+from worker.networks import ACTIVATIONS, FINE_TUNED, TRAINING, finished_tensors, save_tensors
 from worker.stage_context import Progress, StageContext, Step
 from worker.stage_server import context_json, read_context
 from worker.stages.surroundings import (
+    calibration_images_of,
     dataset_of,
     deterministic,
     networks_of,
@@ -72,9 +76,18 @@ class _Training:
         """Leave the trained network: codes, scales, biases, batch norm and float layers."""
         trainer = self._at(arguments["files"], progress)
         progress(0.0, "finishing the weights")
-        tensors = finished_tensors(trainer.finished())
+        network = trainer.finished()
+        if ACTIVATIONS in arguments["files"]:
+            self._choose_levels_again(network, progress)
+        tensors = finished_tensors(network)
         ref = self._context.files.write("fine-tuned.safetensors", partial(save_tensors, tensors))
         return {"files": {FINE_TUNED: ref.to_json()}}
+
+    def _choose_levels_again(self, network: nn.Module, progress: Progress) -> None:
+        """Fit the levels of activations, in place, to what the trained layers are fed."""
+        images = calibration_images_of(self._context, progress)
+        choice = self._context.spec.activation_scale
+        quantize_inputs(network, activation_scales(network, images, choice, progress))
 
     def _in_this_process(
         self, number: int, refs: Mapping[str, Any], progress: Progress

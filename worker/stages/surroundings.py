@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from store.datasets import Dataset, DatasetStore
-from worker.data import Splits, split_dataset
+from worker.calibration import CalibrationImages
+from worker.data import Splits, calibration_images, in_memory, split_dataset
 from worker.image_cache import decode_dataset
 from worker.networks import JobNetworks, input_spec
 from worker.stage_context import Progress, StageContext, Step
@@ -53,6 +54,14 @@ def splits_of(context: StageContext, progress: Progress) -> Splits:
         max_cache_bytes=settings.max_cache_bytes,
     )
     return split_dataset(decoded, spec.seed)
+
+
+def calibration_images_of(context: StageContext, progress: Progress) -> CalibrationImages:
+    """Return the images that the job's layers are calibrated on."""
+    spec = context.spec
+    train = splits_of(context, without_fraction(progress)).train
+    chosen, _ = calibration_images(train, spec.seed, spec.calibration_images)
+    return CalibrationImages(in_memory(chosen), input_spec(spec))
 
 
 def networks_of(context: StageContext, dataset: Dataset) -> JobNetworks:
