@@ -91,6 +91,10 @@ class Scale:
             low, high, value = log10(low), log10(high), log10(value)
         return self.start + (self.end - self.start) * (value - low) / (high - low)
 
+    def decimals(self, unit: float = 1.0) -> int:
+        """Return how many decimals tell a linear scale's ticks apart, counted in 1 / ``unit``."""
+        return max(0, -floor(log10(unit * (self.ticks[1] - self.ticks[0])) + 1e-9))
+
 
 def linear_scale(
     values: Sequence[float], start: float, end: float, *, zero: bool = True, ticks: int = 5

@@ -1,6 +1,7 @@
 """The plots of a report's page, from its figures to `Drawing`s."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from math import ceil
 
 from app.drawing import Dot, Drawing, Line, Mark, Rectangle, Scale, Text, linear_scale
@@ -56,7 +57,7 @@ def ranked_layers(layers: Iterable[Layer]) -> Drawing:
     ranked = ranked[:MOST_BARS]
     scale = linear_scale([one.losses[-1] for one in ranked], _NAME_WIDTH, 560)
     bottom = 8 + _ROW * len(ranked)
-    marks: list[Mark] = [*_vertical_grid(scale, 8, bottom, lambda value: f"{value:g}")]
+    marks: list[Mark] = [*_vertical_grid(scale, 8, bottom, _plain_ticks(scale))]
     for row, layer in enumerate(ranked):
         y, loss = 8 + _ROW * row, layer.losses[-1]
         marks += [
@@ -96,8 +97,8 @@ def class_bars(classes: Sequence[ClassAccuracy]) -> Drawing:
     marks: list[Mark] = [
         Text(accuracy.start, 16, "accuracy", style="heading"),
         Text(change.start, 16, "change, in points", style="heading"),
-        *_vertical_grid(accuracy, top, bottom, lambda value: percent(value, 0)),
-        *_vertical_grid(change, top, bottom, lambda value: points(value, 0)),
+        *_vertical_grid(accuracy, top, bottom, _percent_ticks(accuracy)),
+        *_vertical_grid(change, top, bottom, partial(points, decimals=change.decimals(100))),
     ]
     for row, (one, difference) in enumerate(zip(classes, changes, strict=True)):
         y = top + row_height * row
@@ -125,7 +126,7 @@ def reliability(bins: Sequence[Bin], form: str, style: str) -> Drawing:
     """Return the accuracy in each bin of confidence; a network that is rightly sure is diagonal."""
     across, up = linear_scale([0, 1], 44, 244), linear_scale([0, 1], 208, 8)
     marks: list[Mark] = [
-        *_horizontal_grid(up, across.start, across.end, lambda value: percent(value, 0)),
+        *_horizontal_grid(up, across.start, across.end, _percent_ticks(up)),
         Text(across.at(0), 224, "0", "middle", "tick"),
         Text(across.at(1), 224, "100 %", "middle", "tick"),
         Text(across.at(0.5), 224, "confidence", "middle", "tick"),
@@ -148,20 +149,23 @@ def reliability(bins: Sequence[Bin], form: str, style: str) -> Drawing:
 
 def epoch_curves(epochs: Sequence[Epoch]) -> list[tuple[str, Drawing]]:
     """Return the course of the training loss, and of the training accuracy where it is known."""
-    plots = [("Training loss", _course([one.loss for one in epochs], "loss", loss_text))]
+    losses = [one.loss for one in epochs]
+    plots = [("Training loss", _course(losses, "loss", loss_text, _plain_ticks))]
     accuracies = [one.train_accuracy for one in epochs if one.train_accuracy is not None]
     if len(accuracies) == len(epochs):
-        course = _course(accuracies, "accuracy", lambda value: percent(value, 0))
+        course = _course(accuracies, "accuracy", percent, _percent_ticks)
         plots.append(("Accuracy on the training images", course))
     return plots
 
 
-def _course(values: Sequence[float], what: str, text: _Format) -> Drawing:
+def _course(
+    values: Sequence[float], what: str, text: _Format, ticks: Callable[[Scale], _Format]
+) -> Drawing:
     up = linear_scale(values, 168, 10, zero=False)
     left, right = 56.0, 336.0
     step = (right - left) / max(len(values) - 1, 1)
     places = tuple((left + step * i, up.at(value)) for i, value in enumerate(values))
-    marks: list[Mark] = [*_horizontal_grid(up, left, right, text)]
+    marks: list[Mark] = [*_horizontal_grid(up, left, right, ticks(up))]
     # At most about six numbers fit below.
     every = max(ceil(len(values) / 6), 1)
     marks += [
@@ -172,7 +176,7 @@ def _course(values: Sequence[float], what: str, text: _Format) -> Drawing:
     marks += [Text((left + right) / 2, 200, "epoch", "middle", "tick"), Line(places, "curve after")]
     if len(values) <= MOST_BARS:
         marks += [
-            Dot(x, y, 3, "after", f"epoch {i + 1}: {value:.4g}")
+            Dot(x, y, 3, "after", f"epoch {i + 1}: {text(value)}")
             for i, ((x, y), value) in enumerate(zip(places, values, strict=True))
         ]
     title = f"Training {what} after each of {len(values)} epochs, at last {text(values[-1])}"
@@ -190,6 +194,14 @@ def _vertical_grid(scale: Scale, top: float, bottom: float, text: _Format) -> It
     for tick in scale.ticks:
         yield _upright(scale.at(tick), top, bottom, "grid")
         yield Text(scale.at(tick), bottom + 14, text(tick), "middle", "tick")
+
+
+def _plain_ticks(scale: Scale) -> _Format:
+    return lambda value: f"{value:.{scale.decimals()}f}"
+
+
+def _percent_ticks(scale: Scale) -> _Format:
+    return partial(percent, decimals=scale.decimals(100))
 
 
 def _upright(x: float, top: float, bottom: float, style: str) -> Line:

@@ -38,6 +38,11 @@ def test_a_linear_scale_holds_its_values_between_round_ticks(
     assert all(isclose(step, steps[0], rel_tol=1e-6) for step in steps)
     assert f"{steps[0]:.3e}"[:5] in {"1.000", "2.000", "5.000"}
     assert (scale.at(scale.low), scale.at(scale.high)) == (100, 300)
+    for unit in (1, 100):
+        decimals = scale.decimals(unit)
+        assert [float(f"{unit * tick:.{decimals}f}") for tick in scale.ticks] == pytest.approx(
+            [unit * tick for tick in scale.ticks], rel=1e-9, abs=1e-12
+        )
     middle = (scale.low + scale.high) / 2
     assert isclose(scale.at(middle), 200)
 
@@ -145,6 +150,25 @@ def test_of_very_many_classes_only_the_two_ends_are_drawn() -> None:
     assert shown[0] == 0
     assert shown[-1] == 999
     assert shown == sorted(shown)
+
+
+@pytest.mark.parametrize("spread", [0.5, 0.05, 0.004, 0.0003])
+def test_ticks_close_together_are_told_apart(spread: float) -> None:
+    classes = [of_class("a", 0.5, 0.5 - spread), of_class("b", 0.5, 0.5 + spread / 2)]
+    epochs = [Epoch(loss=0.3 + spread, train_accuracy=0.5 + spread)] * 3
+    epochs.append(Epoch(loss=0.3, train_accuracy=0.5))
+    drawings = [class_bars(classes), *(drawing for _, drawing in epoch_curves(epochs))]
+    for drawing in drawings:
+        # Those of one axis stand in one line or in one column.
+        lines: dict[tuple[str, float], list[str]] = {}
+        for one in drawing.marks:
+            if isinstance(one, Text) and one.style == "tick" and one.anchor != "start":
+                at = (one.anchor, one.x if one.anchor == "end" else one.y)
+                lines.setdefault(at, []).append(one.text)
+        percents = [text for text in lines.values() if "%" in text[0] or len(text) > 3]
+        assert percents
+        for found in percents:
+            assert len(set(found)) == len(found)
 
 
 def test_a_long_name_is_shortened_to_fit() -> None:
