@@ -11,7 +11,8 @@ The network is measured without any quantizer, so that layers fed the same value
 and share one quantizer in the plan.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Final, Literal, Protocol
 
 import numpy as np
@@ -136,10 +137,9 @@ def squared_error(numbers: NDArray[np.float64], counts: NDArray[np.float64], sca
     return float(counts @ (levels * scale.step + scale.low - numbers) ** 2)
 
 
-_CHOICES: Final[dict[str, Callable[[Histogram], Scale]]] = {
-    "mse": mse_scale,
-    "minmax": minmax_scale,
-}
+CHOICES: Final[Mapping[Choice, Callable[[Histogram], Scale]]] = MappingProxyType(
+    {"mse": mse_scale, "minmax": minmax_scale}
+)
 
 
 def activation_scales(
@@ -159,7 +159,7 @@ def activation_scales(
         if isinstance(layer, BinaryConv2d | BinaryLinear)
     }
     seen = _histograms(network, layers, images, progress)
-    return {name: _CHOICES[choice](histogram) for name, histogram in seen.items()}
+    return {name: CHOICES[choice](histogram) for name, histogram in seen.items()}
 
 
 def _histograms(
