@@ -22,14 +22,14 @@ from store.specs import CompressSpec
 from worker.calibration import (
     CalibratedLayer,
     CalibrationImages,
-    apply_layer,
-    calibrate_layer,
+    calibrate_next,
     layer_order,
     recalibrate_batch_norm,
 )
 from worker.data import ImageSet
 from worker.evaluation import accuracy, predict_logits
 from worker.fine_tuning import start_training, training_images
+from worker.frontier import Frontier
 from worker.image_cache import DecodedDataset, decode_dataset
 from worker.networks import architecture_arguments, build_network
 from worker.training.trainer import EpochFigures, Trainer
@@ -98,10 +98,12 @@ def calibrate(
     before, started = resident_mib(), time.perf_counter()
     binarized = copy.deepcopy(network)
     losses: dict[str, tuple[float, ...]] = {}
+    frontier = Frontier(images.batches)
     with progress(f"{spec.method.name}, seed {spec.seed}") as report:
         names = layers_to_binarize(network, spec)[:layers]
         for name in names:
-            losses[name] = binarize_next(network, binarized, name, images, spec, report).losses
+            layer = binarize_next(network, binarized, name, images, spec, report, frontier)
+            losses[name] = layer.losses
         if spec.method.recalibrate_batch_norm == "end":
             recalibrate_batch_norm(binarized, images, report)
     return Calibration(
@@ -122,9 +124,13 @@ def binarize_next(
     images: CalibrationImages,
     spec: CompressSpec,
     report: Progress,
+    frontier: Frontier | None = None,
 ) -> CalibratedLayer:
-    """Binarize layer ``name`` of ``binarized`` in place, all layers before it being binary."""
-    layer = calibrate_layer(
+    """Binarize layer ``name`` of ``binarized`` in place, all layers before it being binary.
+
+    ``frontier`` saves time where layer after layer is binarized, see `worker.frontier`.
+    """
+    return calibrate_next(
         network,
         binarized,
         name,
@@ -133,9 +139,9 @@ def binarize_next(
         parameters=spec.method.own_parameters(),
         seed=spec.seed,
         progress=report,
+        recalibrate=spec.method.recalibrate_batch_norm == "each_layer",
+        frontier=frontier,
     )
-    apply_layer(binarized, layer)
-    return layer
 
 
 @dataclass(frozen=True)

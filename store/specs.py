@@ -46,9 +46,13 @@ class _Method(_Strict):
         "after the last layer, or after each layer, so that the next is fitted to what it sees.",
     )
 
+    mirror_images: bool = Field(
+        default=False, description="Calibrate on a mirrored copy of every calibration image too."
+    )
+
     def own_parameters(self) -> dict[str, Any]:
         """Return the keyword parameters of the method's code."""
-        return self.model_dump(exclude={"name", "recalibrate_batch_norm"})
+        return self.model_dump(exclude=set(_Method.model_fields))
 
 
 class BwnParameters(_Method):
@@ -66,8 +70,24 @@ class BwnhParameters(_Method):
         default="full_precision",
         description="Input of the target similarity: of the full-precision net, or the binarized.",
     )
+    blocks: bool = Field(
+        default=False,
+        description="A layer that ends a residual block aims at the block's result, not its own.",
+    )
     scale: bool = Field(
         default=True, description="Learn one scale per filter; false fixes it at 1."
+    )
+    offset: bool = Field(
+        default=False, description="Learn one offset per filter, folded into the bias."
+    )
+    correction: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="Aim at what real-valued weights can do with the binarized network's input; "
+        "how much they are held to the full-precision ones, relative to the mean diagonal of the "
+        "Gram matrix. 0: aim at the full-precision responses.",
     )
     ridge: float = Field(
         default=0.0,
@@ -81,6 +101,36 @@ class BwnhParameters(_Method):
         ge=1_024,
         le=16_777_216,
         description="Most output positions of a layer that enter its statistics.",
+    )
+    starts: tuple[Literal["sign", "greedy", "random"], ...] = Field(
+        default=("sign",),
+        min_length=1,
+        max_length=16,
+        description="Where the search starts; of several, every filter keeps its best.",
+    )
+    eliminate_scale: bool = Field(
+        default=False,
+        description="Test a bit at the scale that would be best once it is turned, not at the "
+        "present one.",
+    )
+    bit_pairs: int = Field(
+        default=0,
+        ge=0,
+        le=512,
+        description="Bits per filter that are tried in pairs once no single one turns; 0: none.",
+    )
+    bases: int = Field(default=1, ge=1, le=8, description="Most bases of a layer.")
+    bases_above: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="A layer has a further basis while its relative loss is above this,",
+    )
+    bases_budget: float = Field(
+        default=0.02,
+        ge=0,
+        le=8,
+        description="and all further bases together have at most this share of the weights.",
     )
 
 

@@ -1,7 +1,7 @@
 """What a layer is fed: its inputs inside a network, as patches at sampled output positions."""
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -94,53 +94,92 @@ def output_positions(layer: Layer, fed: Tensor) -> tuple[int, int]:
     return height, width
 
 
+def filter_rows(layer: Layer, weight: Tensor) -> Tensor:
+    """Return filters of the weight's shape as rows (N, S), their columns in the order of `patches`.
+
+    That order has the taps of the kernel outside and the channels inside, since the channels of
+    one position lie together in memory then, and patches are copied in long pieces.
+    """
+    if isinstance(layer, nn.Linear):
+        return weight
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def filters_of(layer: Layer, rows: Tensor) -> Tensor:
+    """Undo `filter_rows`: rows (..., N, S) to the shape (..., *weight.shape)."""
+    if isinstance(layer, nn.Linear):
+        return rows
+    taps = (*layer.kernel_size, layer.in_channels)
+    return rows.reshape(*rows.shape[:-1], *taps).movedim(-1, -3).contiguous()
+
+
 def patches(layer: Layer, fed: Tensor, chosen: Tensor) -> Tensor:
-    """Return the patches (m, S) of ``fed`` that the layer multiplies with its flattened filters.
+    """Return the patches (m, S) of ``fed`` that the layer multiplies with its filters.
 
     ``chosen`` (m,) int64 numbers the output positions of the batch, image by image, row by row.
-    Column order is that of ``weight.reshape(N, S)``. Zero padding included.
+    Column order is that of `filter_rows`. Zero padding included.
     """
     if isinstance(layer, nn.Linear):
         return fed.reshape(len(fed), -1)[chosen]
     _require_plain(layer)
     height, width = output_positions(layer, fed)
     pad_y, pad_x = _padding(layer)
-    windows = nn.functional.pad(fed, (pad_x, pad_x, pad_y, pad_y))
-    for axis in (0, 1):
-        reach = (layer.kernel_size[axis] - 1) * layer.dilation[axis] + 1
-        windows = windows.unfold(2 + axis, reach, layer.stride[axis])
-    windows = windows[..., :: layer.dilation[0], :: layer.dilation[1]]
+    padded = nn.functional.pad(fed, (pad_x, pad_x, pad_y, pad_y)).permute(0, 2, 3, 1)
+    rows, columns, channels = padded.shape[1:]
+    pixels = padded.reshape(-1, channels)
     image, position = chosen // (height * width), chosen % (height * width)
-    return windows[image, :, position // width, position % width].flatten(1)
+    top = position // width * layer.stride[0]
+    left = position % width * layer.stride[1]
+    corner = (image * rows + top) * columns + left
+    taps = [
+        row * layer.dilation[0] * columns + column * layer.dilation[1]
+        for row in range(layer.kernel_size[0])
+        for column in range(layer.kernel_size[1])
+    ]
+    found = fed.new_empty(len(chosen), len(taps) * channels)
+    for number, tap in enumerate(taps):
+        found[:, number * channels : (number + 1) * channels] = pixels[corner + tap]
+    return found
 
 
-def sampled_patches(
-    layer: Layer,
-    networks: Sequence[nn.Module],
-    name: str,
-    batches: Callable[[], Iterator[Tensor]],
-    images: int,
-    *,
-    positions: int,
-    seed: int,
-) -> Iterator[tuple[Tensor, ...]]:
-    """Yield, piece by piece, the patches (m, S) of layer ``name`` in each of ``networks``.
+def responses(layer: Layer, fed: Tensor) -> Tensor:
+    """Return what the layer makes of ``fed``, without its bias: (n, N, H, W), or vectors (n, N)."""
+    if isinstance(layer, nn.Linear):
+        return nn.functional.linear(fed.reshape(len(fed), -1), layer.weight)
+    _require_plain(layer)
+    made: Tensor = layer._conv_forward(fed, layer.weight, None)
+    return made
 
-    The same output positions are taken in every network, at most about ``positions`` over all
-    ``images``, drawn with ``seed`` and the layer's name so that no two layers share a pattern.
-    A piece has at most `PATCHES_AT_ONCE` rows, however large the batch's maps are.
+
+def at_positions(maps: Tensor, chosen: Tensor) -> Tensor:
+    """Return the values (m, N) of maps (n, N, H, W), or vectors (n, N), at ``chosen`` positions."""
+    if maps.ndim == 4:
+        maps = maps.permute(0, 2, 3, 1).flatten(0, 2)
+    return maps[chosen]
+
+
+class PositionSampler:
+    """Draws the output positions of a layer that enter its statistics, batch by batch.
+
+    At most about ``positions`` over all ``images``, drawn with ``seed`` and the layer's name so
+    that no two layers share a pattern.
     """
-    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
-    for batch in batches():
-        fed = [input_of(network, name, batch) for network in networks]
-        height, width = output_positions(layer, fed[0])
-        available = len(batch) * height * width
-        wanted = -(-positions * len(batch) // images)
+
+    def __init__(self, name: str, images: int, positions: int, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
+        self._positions, self._images = positions, images
+
+    def choose(self, batch: int, positions: int) -> tuple[Tensor, ...]:
+        """Return numbers of the ``batch * positions`` output positions of a batch, ascending.
+
+        They come in pieces of at most `PATCHES_AT_ONCE`, however large the batch's maps are.
+        """
+        available = batch * positions
+        wanted = -(-self._positions * batch // self._images)
         chosen = torch.arange(available)
         if wanted < available:
-            chosen = torch.randperm(available, generator=generator)[:wanted].sort().values
-        for piece in torch.split(chosen, PATCHES_AT_ONCE):
-            yield tuple(patches(layer, one, piece) for one in fed)
+            chosen = torch.randperm(available, generator=self._generator)[:wanted].sort().values
+        return torch.split(chosen, PATCHES_AT_ONCE)
 
 
 def _padding(layer: nn.Conv2d) -> tuple[int, int]:

@@ -1,71 +1,55 @@
 """Calibration: binarize a network layer by layer, on unlabelled images and without gradients.
 
 The full-precision network stays as it is; the binarized one starts as its copy and loses one float
-layer after the other, in the order of execution. Every layer's activations are computed anew from
-the images, so a layer needs nothing but the results of the layers before it: an interrupted
-calibration goes on from the files of the finished layers, and no activation map is ever stored.
+layer after the other, in the order of execution. A layer needs nothing but the images and the
+results of the layers before it: an interrupted calibration goes on from the files of the finished
+layers, and no activation map is ever stored. While it runs, a `Frontier` keeps the maps that the
+next layer is fed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.layers import binarize_layer, replace_layer
-from models.preprocessing import InputSpec, normalise
-from store.errors import InvalidSpec
+from models.layers import (
+    BinaryConv2d,
+    BinaryLinear,
+    binarizable_layers,
+    binarize_layer,
+    replace_layer,
+)
 from worker.activations import (
     Layer,
-    execution_order,
+    PositionSampler,
+    at_positions,
+    filter_rows,
+    filters_of,
     input_of,
     layer_order,
     output_positions,
-    sampled_patches,
+    patches,
+    responses,
 )
+from worker.batch_norm import estimate_norms, norms_behind, recalibrate_batch_norm
+from worker.calibration_images import CalibrationImages
+from worker.frontier import Fed, Frontier
 from worker.methods import METHODS
 from worker.methods.protocol import LayerProblem, Target
 from worker.statistics import LayerStatistics, accumulate
 
 Progress = Callable[[float, str], None]
 
-# Images per forward pass: enough to keep the cores busy on small images, few enough to bound the
-# activation maps of large ones.
-MOST_IMAGES_PER_BATCH = 100
-MOST_PIXELS_PER_BATCH = 800_000
+# A batch norm whose gain is less lets nothing through.
+LEAST_GAIN = 1e-6
 
-
-class PixelSource(Protocol):
-    """Images as they were decoded, read in pieces."""
-
-    def __len__(self) -> int: ...
-
-    def pixels(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Return images ``start`` to ``stop``, (n, H, W, C)."""
-
-
-@dataclass(frozen=True)
-class CalibrationImages:
-    """The images that the statistics are taken from, read and normalised batch by batch."""
-
-    source: PixelSource
-    spec: InputSpec
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def batches(self) -> Iterator[Tensor]:
-        """Yield float32 batches (n, C, H, W)."""
-        most = MOST_PIXELS_PER_BATCH // (self.spec.height * self.spec.width)
-        step = max(min(most, MOST_IMAGES_PER_BATCH), 1)
-        for start in range(0, len(self), step):
-            yield normalise(self.source.pixels(start, start + step), self.spec)
+# Before the names of batch norms' buffers in a calibrated layer's file.
+_NORM = "norm:"
 
 
 @dataclass(frozen=True)
@@ -74,15 +58,59 @@ class CalibratedLayer:
 
     Attributes:
         name: the module's name in the network.
-        codes: -1 or +1, int8, of the weight's shape (N, C, kh, kw) or (N, S).
-        scale: one scale per filter, shape (N,), float32.
+        codes: -1 or +1, int8, of the weight's shape (N, C, kh, kw) or (N, S); of K > 1 bases with
+            a first axis of bases.
+        scale: one scale per filter, shape (N,), or per basis and filter (K, N), float32.
         losses: relative squared error at the start and after every sweep (see `BinaryFilters`).
+        offset: added to the bias, shape (N,), float32, or None.
+        norms: running statistics of the batch norms right behind the layer, by the buffer's name,
+            where they were re-estimated.
     """
 
     name: str
     codes: Tensor
     scale: Tensor
     losses: tuple[float, ...]
+    offset: Tensor | None = None
+    norms: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def calibrate_next(
+    full: nn.Module,
+    binarized: nn.Module,
+    name: str,
+    images: CalibrationImages,
+    *,
+    method: str,
+    parameters: Mapping[str, Any],
+    seed: int,
+    progress: Progress,
+    recalibrate: bool = False,
+    frontier: Frontier | None = None,
+) -> CalibratedLayer:
+    """Binarize layer ``name`` and put it into ``binarized``, which is changed in place.
+
+    The arguments are those of `calibrate_layer`; with ``recalibrate`` the batch norms right behind
+    the layer are estimated again, now that the layer is binary.
+    """
+    frontier = frontier or Frontier(images.batches)
+    calibrated = calibrate_layer(
+        full,
+        binarized,
+        name,
+        images,
+        method=method,
+        parameters=parameters,
+        seed=seed,
+        progress=progress,
+        frontier=frontier,
+    )
+    apply_layer(binarized, calibrated)
+    if recalibrate:
+        norms = norms_behind(binarized, name, images.spec.shape)
+        buffers = estimate_norms(binarized, norms, frontier, progress)
+        calibrated = replace(calibrated, norms=buffers)
+    return calibrated
 
 
 def calibrate_layer(
@@ -95,127 +123,121 @@ def calibrate_layer(
     parameters: Mapping[str, Any],
     seed: int,
     progress: Progress,
+    frontier: Frontier | None = None,
 ) -> CalibratedLayer:
     """Binarize layer ``name``; both networks are in evaluation mode and stay as they are.
 
     ``parameters`` are the method's own, as `store.specs` declares them. ``progress`` takes the
-    fraction of this layer's work that is done, and a short message.
+    fraction of this layer's work that is done, and a short message. ``frontier`` keeps the layer's
+    inputs for the next one, see `worker.frontier`.
 
     Raises:
         InvalidSpec: the layer cannot be calibrated (grouped, or not reached by a forward pass).
     """
     layer = full.get_submodule(name)
     assert isinstance(layer, Layer)
-    weight = layer.weight.detach().float().flatten(1)
+    inputs = _LayerInputs(full, binarized, name, images, frontier or Frontier(images.batches))
 
-    def statistics(target: Target, positions: int) -> LayerStatistics:
-        networks = (full, binarized) if target == "full_precision" else (binarized,)
-        return _collect(layer, networks, name, images, positions, seed, progress)
+    def statistics(target: Target, positions: int, blocks: bool) -> LayerStatistics:
+        return inputs.statistics(target, positions, blocks, seed, progress)
 
     def report(fraction: float, message: str) -> None:
         progress(0.5 + 0.5 * fraction, f"{name}: {message}")
 
     with torch.inference_mode():
-        problem = LayerProblem(weight, statistics, report)
+        problem = LayerProblem(
+            filter_rows(layer, layer.weight.detach().float()),
+            statistics,
+            report,
+            seed=seed,
+            network_bits=sum(one.weight.numel() for one in binarizable_layers(full).values()),
+            further_bits=_further_bits(binarized),
+        )
         filters = METHODS[method].binarize(problem, **parameters)
     return CalibratedLayer(
         name,
-        filters.codes.to(torch.int8).reshape(layer.weight.shape).clone(),
+        filters_of(layer, filters.codes.to(torch.int8)).clone(),
         filters.scale.clone(),
         filters.losses,
+        None if filters.offset is None else filters.offset.clone(),
     )
 
 
-def _collect(
-    layer: Layer,
-    networks: tuple[nn.Module, ...],
-    name: str,
-    images: CalibrationImages,
-    positions: int,
-    seed: int,
-    progress: Progress,
-) -> LayerStatistics:
-    """Stream the layer's patches in ``networks`` (full precision first, binarized last)."""
-    weight = layer.weight.detach().float().flatten(1)
-    first = next(images.batches())[:1]
-    height, width = output_positions(layer, input_of(networks[0], name, first))
-    available = min(positions, len(images) * height * width)
-    done = 0
+def _further_bits(network: nn.Module) -> int:
+    return sum(
+        (layer.bases - 1) * layer.weight.numel()
+        for layer in network.modules()
+        if isinstance(layer, BinaryConv2d | BinaryLinear)
+    )
 
-    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
-        nonlocal done
-        for source, *rest in sampled_patches(
-            layer, networks, name, images.batches, len(images), positions=positions, seed=seed
-        ):
-            done += len(source)
-            progress(min(0.5 * done / available, 0.5), f"{name}: collecting statistics")
-            yield rest[-1] if rest else source, source @ weight.T
 
-    return accumulate(chunks(), weight.shape[1], weight.shape[0], available)
+@dataclass(frozen=True)
+class _LayerInputs:
+    """What one layer is fed in both networks, and what it is to answer."""
+
+    full: nn.Module
+    binarized: nn.Module
+    name: str
+    images: CalibrationImages
+    frontier: Frontier
+
+    def statistics(
+        self, target: Target, positions: int, blocks: bool, seed: int, progress: Progress
+    ) -> LayerStatistics:
+        """Stream the layer's patches in the binarized network, with the targets of ``target``."""
+        layer = self.full.get_submodule(self.name)
+        assert isinstance(layer, Layer)
+        first = next(self.images.batches())[:1]
+        height, width = output_positions(layer, input_of(self.full, self.name, first))
+        available = min(positions, len(self.images) * height * width)
+        sampler = PositionSampler(self.name, len(self.images), positions, seed)
+        correction = self._block_correction() if blocks else None
+
+        def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+            done = 0
+            seen = self.frontier.inputs(self.binarized, self.name)
+            if target == "binarized":
+                pairs: Iterable[tuple[Fed, Fed]] = ((one, one) for one in seen)
+            else:
+                pairs = zip(seen, self.frontier.inputs(self.full, self.name), strict=True)
+            for fed, wanted in pairs:
+                made = responses(layer, wanted.input)
+                if correction is not None and fed.other is not None and wanted.other is not None:
+                    made = made + correction * (wanted.other - fed.other)
+                for chosen in sampler.choose(len(fed.input), height * width):
+                    done += len(chosen)
+                    progress(
+                        min(0.5 * done / available, 0.5), f"{self.name}: collecting statistics"
+                    )
+                    yield patches(layer, fed.input, chosen), at_positions(made, chosen)
+
+        inputs = filter_rows(layer, layer.weight).shape[1]
+        return accumulate(chunks(), inputs, len(layer.weight), available)
+
+    def _block_correction(self) -> Tensor | None:
+        """Return what an error of the block's other side weighs before the batch norm, (N, 1, 1).
+
+        A filter whose batch norm lets nothing through gets 0.
+        """
+        block = self.frontier.block(self.binarized, self.name)
+        if block is None:
+            return None
+        if block.norm is None:
+            return torch.ones(1, 1, 1)
+        norm = self.binarized.get_submodule(block.norm)
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_var is not None
+        gain = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
+        return torch.where(gain.abs() > LEAST_GAIN, 1 / gain, 0.0)[:, None, None]
 
 
 def apply_layer(network: nn.Module, calibrated: CalibratedLayer) -> None:
     """Put the binary form of a calibrated layer in the place of its float one."""
     layer = network.get_submodule(calibrated.name)
     assert isinstance(layer, Layer)
-    replace_layer(
-        network, calibrated.name, binarize_layer(layer, calibrated.codes, calibrated.scale)
-    )
-
-
-def recalibrate_batch_norm(
-    network: nn.Module, images: CalibrationImages, progress: Progress
-) -> dict[str, Tensor]:
-    """Re-estimate the running statistics of every batch norm of ``network``, in place.
-
-    One batch norm after the other, in the order of execution, gets mean and variance of what it is
-    fed over all images, those before it being done: the result does not depend on batches. Returns
-    the new buffers by name.
-
-    Raises:
-        InvalidSpec: a batch norm sees a single value per channel, of which there is no variance.
-    """
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
-    buffers: dict[str, Tensor] = {}
-    names = execution_order(network, images.spec.shape, kinds)
-    with torch.inference_mode():
-        for done, name in enumerate(names):
-            progress(done / len(names), f"{name}: re-estimating batch norm")
-            norm = network.get_submodule(name)
-            assert isinstance(norm, kinds)
-            assert norm.running_mean is not None and norm.running_var is not None
-            mean, variance = _moments(input_of(network, name, batch) for batch in images.batches())
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
-            buffers[f"{name}.running_mean"] = norm.running_mean.clone()
-            buffers[f"{name}.running_var"] = norm.running_var.clone()
-    return buffers
-
-
-def _moments(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return mean and unbiased variance per channel over maps (n, C, ...), in float64.
-
-    The means and squared deviations of the parts are combined (Chan, Golub and LeVeque, 1979), as
-    the difference of two large sums would lose what is left of them.
-    """
-    count = 0
-    mean = squares = torch.zeros((), dtype=torch.float64)
-    for part in maps:
-        rows = part.transpose(0, 1).flatten(1).double()
-        added = rows.shape[1]
-        part_mean = rows.mean(dim=1)
-        shift = part_mean - mean
-        squares = squares + (rows - part_mean[:, None]).square().sum(dim=1)
-        squares = squares + shift.square() * (count * added / (count + added))
-        count += added
-        mean = mean + shift * (added / count)
-    if count < 2:
-        raise InvalidSpec(
-            "Batch-norm statistics need at least two images.",
-            field="spec.calibration_images",
-            remedy="Ask for more calibration images, or set recalibrate_batch_norm to never.",
-        )
-    return mean, squares / (count - 1)
+    binary = binarize_layer(layer, calibrated.codes, calibrated.scale, calibrated.offset)
+    replace_layer(network, calibrated.name, binary)
+    if calibrated.norms:
+        network.load_state_dict(dict(calibrated.norms), strict=False)
 
 
 def save_layer(calibrated: CalibratedLayer, path: Path) -> None:
@@ -224,18 +246,28 @@ def save_layer(calibrated: CalibratedLayer, path: Path) -> None:
         "codes": calibrated.codes.contiguous(),
         "scale": calibrated.scale,
         "losses": torch.tensor(calibrated.losses, dtype=torch.float64),
+        **{f"{_NORM}{name}": buffer for name, buffer in calibrated.norms.items()},
     }
+    if calibrated.offset is not None:
+        tensors["offset"] = calibrated.offset
     save_file(tensors, path, metadata={"name": calibrated.name})
 
 
 def load_layer(path: Path) -> CalibratedLayer:
     """Read back what `save_layer` wrote."""
     with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
         return CalibratedLayer(
             file.metadata()["name"],
             file.get_tensor("codes"),
             file.get_tensor("scale"),
             tuple(file.get_tensor("losses").tolist()),
+            file.get_tensor("offset") if "offset" in names else None,
+            {
+                name.removeprefix(_NORM): file.get_tensor(name)
+                for name in sorted(names)
+                if name.startswith(_NORM)
+            },
         )
 
 
@@ -245,6 +277,7 @@ __all__ = [
     "Progress",
     "apply_layer",
     "calibrate_layer",
+    "calibrate_next",
     "layer_order",
     "load_layer",
     "recalibrate_batch_norm",

@@ -10,11 +10,21 @@ with ``G = Xt Xt^T`` (S, S), ``P = Xt T`` (S, N) and ``e = ||t||^2``, so the sam
 be forgotten: they are streamed, and only the sums are kept. Where a layer sees fewer samples than
 it has inputs (linear layers see one per image), the samples are smaller than ``G`` and are kept.
 All sums are divided by the number of samples.
+
+Three changes of the loss are changes of these sums alone:
+
+*   A free offset per filter, ``||t - a Xt^T b - c||^2``, is best at ``c = mean(t) - a b^T m``, m
+    the mean of the inputs. That takes the means out: ``G - m m^T``, ``P - m mean(t)^T`` and
+    ``e - mean(t)^2``.
+*   A ridge, ``+ r ||v - a b||^2``, adds ``r I`` to G, ``r v`` to P and ``r ||v||^2`` to e.
+*   Corrected targets ``Xt^T v`` take the place of ``t``, where v, the real-valued weights of least
+    ``||t - Xt^T v||^2 + r ||w - v||^2``, is ``(G + r I)^-1 (P + r w)``: P becomes ``G v``, e
+    ``v^T G v``. What no weights could do with this input is no longer asked for.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -25,6 +35,9 @@ from store.errors import InvalidCheckpoint, InvalidSpec
 # One fp32 product covers at least this many samples before it is added in fp64: enough to keep the
 # additions (S x S doubles each) cheap beside the products.
 SAMPLES_PER_PRODUCT = 8192
+
+# Rows of G that are computed at a time, at least: only the strip from the diagonal on is needed.
+GRAM_STRIP = 288
 
 
 class RunningProducts(Protocol):
@@ -48,8 +61,22 @@ class LayerStatistics(Protocol):
     def energy(self) -> Tensor:
         """``e``, shape (N,)."""
 
+    @property
+    def input_mean(self) -> Tensor:
+        """``m``, the mean of the inputs, shape (S,)."""
+
+    @property
+    def target_mean(self) -> Tensor:
+        """The mean of the targets, shape (N,)."""
+
     def gram_block(self, block: slice) -> Tensor:
         """Return ``G[block, block]``."""
+
+    def gram_at(self, rows: Tensor) -> Tensor:
+        """Return ``G[r, r]``, (n, K, K), for the rows r in each column of ``rows`` (K, n)."""
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal of ``G``, shape (S,)."""
 
     def mean_diagonal(self) -> float:
         """Return the mean of the diagonal of ``G``: the scale that a ridge is measured against."""
@@ -60,6 +87,18 @@ class LayerStatistics(Protocol):
     def with_ridge(self, weight: float, target: Tensor) -> "LayerStatistics":
         """Return the statistics of the loss plus ``weight * ||target - a b||^2``, target (S, N)."""
 
+    def centred(self) -> "LayerStatistics":
+        """Return the statistics of the loss with the best offset per filter."""
+
+    def real_weights(self, ridge: float, target: Tensor) -> Tensor:
+        """Return v (S, N) of least ``||t - Xt^T v||^2 + ridge * ||target - v||^2``, ridge > 0."""
+
+    def with_targets_of(self, weight: Tensor) -> "LayerStatistics":
+        """Return the statistics with ``Xt^T weight``, weight (S, N), as targets."""
+
+    def with_projection(self, projection: Tensor, energy: Tensor) -> "LayerStatistics":
+        """Return these with another ``P`` (S, N) and ``e`` (N,)."""
+
 
 @dataclass(frozen=True)
 class GramStatistics:
@@ -68,9 +107,17 @@ class GramStatistics:
     gram: Tensor
     projection: Tensor
     energy: Tensor
+    input_mean: Tensor
+    target_mean: Tensor
 
     def gram_block(self, block: slice) -> Tensor:
         return self.gram[block, block]
+
+    def gram_at(self, rows: Tensor) -> Tensor:
+        return self.gram[rows.T[:, :, None], rows.T[:, None, :]]
+
+    def diagonal(self) -> Tensor:
+        return self.gram.diagonal()
 
     def mean_diagonal(self) -> float:
         return float(self.gram.diagonal().mean())
@@ -81,11 +128,34 @@ class GramStatistics:
     def with_ridge(self, weight: float, target: Tensor) -> "GramStatistics":
         gram = self.gram.clone()
         gram.diagonal().add_(weight)
-        return GramStatistics(
-            gram,
+        ridged = self.with_projection(
             self.projection + weight * target,
             self.energy + weight * target.square().sum(dim=0),
         )
+        return replace(ridged, gram=gram)
+
+    def centred(self) -> "GramStatistics":
+        mean, target = self.input_mean, self.target_mean
+        return GramStatistics(
+            torch.addr(self.gram, mean, mean, alpha=-1),
+            torch.addr(self.projection, mean, target, alpha=-1),
+            (self.energy - target.square()).clamp_(min=0),
+            torch.zeros_like(mean),
+            torch.zeros_like(target),
+        )
+
+    def real_weights(self, ridge: float, target: Tensor) -> Tensor:
+        system = self.gram.double()
+        system.diagonal().add_(ridge)
+        right = self.projection.double() + ridge * target.double()
+        return torch.cholesky_solve(right, torch.linalg.cholesky(system)).float()
+
+    def with_targets_of(self, weight: Tensor) -> "GramStatistics":
+        projection = self.gram @ weight
+        return self.with_projection(projection, (weight * projection).sum(dim=0).clamp_(min=0))
+
+    def with_projection(self, projection: Tensor, energy: Tensor) -> "GramStatistics":
+        return replace(self, projection=projection, energy=energy)
 
 
 @dataclass(frozen=True)
@@ -107,6 +177,8 @@ class SampleStatistics:
     samples: Tensor
     projection: Tensor
     energy: Tensor
+    input_mean: Tensor
+    target_mean: Tensor
     ridge: float = 0.0
 
     def gram_block(self, block: slice) -> Tensor:
@@ -115,19 +187,56 @@ class SampleStatistics:
         gram.diagonal().add_(self.ridge)
         return gram
 
+    def gram_at(self, rows: Tensor) -> Tensor:
+        blocks = []
+        for chosen in rows.T:
+            columns = self.samples[:, chosen]
+            blocks.append(columns.T @ columns)
+            blocks[-1].diagonal().add_(self.ridge)
+        return torch.stack(blocks)
+
+    def diagonal(self) -> Tensor:
+        return self.samples.square().sum(dim=0) + self.ridge
+
     def mean_diagonal(self) -> float:
-        return float(self.samples.square().sum(dim=0).mean()) + self.ridge
+        return float(self.diagonal().mean())
 
     def products(self, codes: Tensor) -> RunningProducts:
         return _SampleProducts(self, codes, self.samples @ codes)
 
     def with_ridge(self, weight: float, target: Tensor) -> "SampleStatistics":
-        return SampleStatistics(
-            self.samples,
+        ridged = self.with_projection(
             self.projection + weight * target,
             self.energy + weight * target.square().sum(dim=0),
-            self.ridge + weight,
         )
+        return replace(ridged, ridge=self.ridge + weight)
+
+    def centred(self) -> "SampleStatistics":
+        mean, target = self.input_mean, self.target_mean
+        return replace(
+            self,
+            samples=self.samples - mean / len(self.samples) ** 0.5,
+            projection=torch.addr(self.projection, mean, target, alpha=-1),
+            energy=(self.energy - target.square()).clamp_(min=0),
+            input_mean=torch.zeros_like(mean),
+            target_mean=torch.zeros_like(target),
+        )
+
+    def real_weights(self, ridge: float, target: Tensor) -> Tensor:
+        """Solve in the space of the samples (Woodbury), which is the smaller one."""
+        samples, total = self.samples.double(), ridge + self.ridge
+        right = self.projection.double() + ridge * target.double()
+        system = samples @ samples.T
+        system.diagonal().add_(total)
+        inner = torch.cholesky_solve(samples @ right, torch.linalg.cholesky(system))
+        return ((right - samples.T @ inner) / total).float()
+
+    def with_targets_of(self, weight: Tensor) -> "SampleStatistics":
+        projection = self.samples.T @ (self.samples @ weight) + self.ridge * weight
+        return self.with_projection(projection, (weight * projection).sum(dim=0).clamp_(min=0))
+
+    def with_projection(self, projection: Tensor, energy: Tensor) -> "SampleStatistics":
+        return replace(self, projection=projection, energy=energy)
 
 
 @dataclass(frozen=True)
@@ -167,17 +276,38 @@ def accumulate(
     gram = torch.zeros(inputs, inputs, dtype=torch.float64)
     projection = torch.zeros(inputs, filters, dtype=torch.float64)
     energy = torch.zeros(filters, dtype=torch.float64)
+    input_sum = torch.zeros(inputs, dtype=torch.float64)
+    target_sum = torch.zeros(filters, dtype=torch.float64)
     seen = 0
     for patches, targets in _regroup(chunks, SAMPLES_PER_PRODUCT):
-        gram += patches.T @ patches
+        _add_gram(gram, patches)
         projection += patches.T @ targets
         energy += targets.double().square().sum(dim=0)
+        input_sum += patches.sum(dim=0, dtype=torch.float64)
+        target_sum += targets.sum(dim=0, dtype=torch.float64)
         seen += len(patches)
-    return _finite(
-        GramStatistics(
-            gram.div_(seen).float(), projection.div_(seen).float(), energy.div_(seen).float()
-        )
-    )
+    _mirror_gram(gram)
+    sums = (gram, projection, energy, input_sum, target_sum)
+    return _finite(GramStatistics(*(total.div_(seen).float() for total in sums)))
+
+
+def _add_gram(gram: Tensor, patches: Tensor) -> None:
+    """Add the blocks of ``patches^T patches`` (S, S) on and right of the diagonal to ``gram``."""
+    for block in _strips(len(gram)):
+        gram[block, block.start :] += patches[:, block].T @ patches[:, block.start :]
+
+
+def _mirror_gram(gram: Tensor) -> None:
+    """Fill in what `_add_gram` left out, since ``gram`` is symmetric."""
+    for block in _strips(len(gram)):
+        gram[block.stop :, block] = gram[block, block.stop :].T
+
+
+def _strips(inputs: int) -> Iterator[slice]:
+    """Divide the rows of G. More strips save more of the product, smaller ones are slower."""
+    width = max(GRAM_STRIP, -(-inputs // 8))
+    for start in range(0, inputs, width):
+        yield slice(start, min(start + width, inputs))
 
 
 def _finite(statistics: LayerStatistics) -> LayerStatistics:
@@ -195,8 +325,12 @@ def _keep_samples(chunks: Iterable[tuple[Tensor, Tensor]]) -> LayerStatistics:
     patches, targets = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     count = len(patches)
     projection = (patches.T @ targets).div_(count)
-    energy = targets.double().square().sum(dim=0).div_(count).float()
-    return _finite(SampleStatistics(patches.div_(count**0.5), projection, energy))
+    energy = targets.double().square().mean(dim=0).float()
+    input_mean, target_mean = (
+        rows.mean(dim=0, dtype=torch.float64).float() for rows in (patches, targets)
+    )
+    samples = patches.div_(count**0.5)
+    return _finite(SampleStatistics(samples, projection, energy, input_mean, target_mean))
 
 
 def _regroup(chunks: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterable[tuple[Tensor, Tensor]]:

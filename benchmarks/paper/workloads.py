@@ -17,23 +17,36 @@ from models.preprocessing import InputSpec
 from store.errors import InvalidSpec
 from store.specs import CompressSpec, parse_spec
 from worker.calibration import CalibrationImages
-from worker.data import ImageSet, Splits, calibration_images, split_dataset
+from worker.data import ImageSet, Splits, calibration_images, in_memory, split_dataset
 from worker.image_cache import DecodedDataset
+from worker.image_folder import open_image_folder
 from worker.networks import input_spec
 
 _SHARED = Path(os.environ.get("BITPRESS_SHARED", "../shared"))
 _CIFAR_INPUT = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 _PIXELS_PER_BATCH = 1_000_000
 _IMAGENET_MOMENTS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_IMAGENET_INPUT = {**_IMAGENET_MOMENTS, "height": 224, "width": 224, "resize": 256}
+# Of the paper's section on experiments; it trains by labels alone. It decays latent weights too,
+# which here have no decay, and crops at random from images of one size, not of many.
+_PAPERS_TRAINING = {
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "schedule": "steps",
+    "warmup_epochs": 0.0,
+    "distillation": 0.0,
+    "augmentation": "random_resized_crop",
+}
 
 
 @dataclass(frozen=True)
 class Workload:
     """A network and its data by name.
 
-    ``checkpoint`` and ``images`` are files; None where they must be given, or, for the digits,
-    where they are made on the spot. ``input``, ``keep_float`` and ``fine_tune``, how it is trained
-    unless told otherwise, are members of a specification.
+    ``checkpoint`` is a file and ``images`` an archive or a folder; None where they must be given,
+    or, for the digits, where they are made on the spot. ``input``, ``keep_float`` and
+    ``fine_tune``, which is how it is trained unless told otherwise, are members of a specification.
     """
 
     name: str
@@ -87,6 +100,34 @@ WORKLOADS: Mapping[str, Workload] = {
             ("conv1", "linear"),
         ),
         Workload("vgg9-cifar100", "VGG-9 on CIFAR-100", "vgg9", _CIFAR_INPUT),
+        Workload(
+            "alexnet-imagenet",
+            "AlexNet on ImageNet",
+            "alexnet",
+            _IMAGENET_INPUT,
+            keep_float=("features.0", "classifier.8"),
+            fine_tune={
+                **_PAPERS_TRAINING,
+                "epochs": 40,  # 200,000 iterations
+                "learning_rate": 1e-3,
+                "drops": (0.5, 0.75, 0.9),
+                "batch_size": 256,
+            },
+        ),
+        Workload(
+            "resnet18-imagenet",
+            "ResNet-18 on ImageNet",
+            "resnet18",
+            _IMAGENET_INPUT,
+            keep_float=("conv1", "fc"),
+            fine_tune={
+                **_PAPERS_TRAINING,
+                "epochs": 65,  # 650,000 iterations
+                "learning_rate": 5e-4,
+                "drops": (200 / 650, 400 / 650, 600 / 650),
+                "batch_size": 128,
+            },
+        ),
         Workload(
             "digits",
             "a small network on the bundled digits",
@@ -146,7 +187,7 @@ class Bench:
         """Return the unlabelled images of a specification's seed, as a job chooses them."""
         train = self.splits(spec.seed).train
         chosen, _ = calibration_images(train, spec.seed, spec.calibration_images)
-        return CalibrationImages(chosen, self.fed)
+        return CalibrationImages(in_memory(chosen), self.fed, mirror=spec.method.mirror_images)
 
 
 def find(name: str, checkpoint: Path | None, images: Path | None) -> Workload:
@@ -177,23 +218,39 @@ def load(workload: Workload, cache: Path) -> Bench:
         BitpressError: a file cannot be used.
     """
     spec = workload.spec({"name": "bwnh"})
-    fed = input_spec(spec)
     if workload.name == "digits":
-        return Bench(workload, *_digits(workload), fed)
-    images = _file(workload.images, "--dataset", workload)
-    checkpoint = _file(workload.checkpoint, "--checkpoint", workload)
-    dataset = read_images(images, fed, cache)
+        return Bench(workload, *_digits(workload), input_spec(spec))
+    dataset = read_dataset(workload, cache)
+    checkpoint = _existing(workload.checkpoint, "--checkpoint", workload)
     network = load_network(spec, checkpoint, len(dataset.classes))
+    return Bench(workload, network, dataset, input_spec(spec))
+
+
+def read_dataset(workload: Workload, cache: Path) -> DecodedDataset:
+    """Return a workload's images: of an archive decoded, of a folder whenever they are read.
+
+    Raises:
+        InvalidSpec: there is no such archive or folder.
+        BitpressError: it cannot be used.
+    """
+    fed = input_spec(workload.spec({"name": "bwnh"}))
+    images = _existing(workload.images, "--dataset", workload)
+    folder = images.is_dir()
+    dataset = open_image_folder(images, fed) if folder else read_images(images, fed, cache)
     console.print(f"{workload.title}: {len(dataset.labels):,} images")
-    return Bench(workload, network, dataset, fed)
+    return dataset
 
 
-def _file(path: Path | None, option: str, workload: Workload) -> Path:
+def _existing(path: Path | None, option: str, workload: Workload) -> Path:
     if path is None:
-        raise InvalidSpec(f"{workload.title} needs a file.", field=option, remedy=f"Give {option}.")
-    if not path.is_file():
         raise InvalidSpec(
-            f"There is no file {path}.",
+            f"What {workload.title} is measured on does not come along.",
+            field=option,
+            remedy=f"Give {option}.",
+        )
+    if not path.exists():
+        raise InvalidSpec(
+            f"There is no {path}.",
             field=option,
             remedy=f"Give {option}, or set BITPRESS_SHARED to the folder of the shared data.",
         )

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from worker import descent
 from worker.methods import bwn, bwnh
 from worker.methods.protocol import BinaryFilters, LayerProblem
 from worker.statistics import GramStatistics, LayerStatistics, SampleStatistics, accumulate
@@ -25,9 +26,7 @@ def statistics_of(seen: Tensor, targets: Tensor) -> LayerStatistics:
 
 
 def solve(seen: Tensor, targets: Tensor, weight: Tensor, **parameters: object) -> BinaryFilters:
-    problem = LayerProblem(
-        weight, lambda target, positions: statistics_of(seen, targets), lambda *_: None
-    )
+    problem = LayerProblem(weight, lambda *_: statistics_of(seen, targets), lambda *_: None)
     return bwnh.binarize(problem, **parameters)  # type: ignore[arg-type]
 
 
@@ -86,7 +85,7 @@ def test_no_scale_step_and_no_single_bit_raises_the_loss() -> None:
         loss = after
         for j in range(len(codes)):
             row = slice(j, j + 1)
-            bwnh.decide(
+            descent.decide(
                 codes[row].numpy(),
                 (gram[row] @ codes).numpy(),
                 projection[row].numpy(),
@@ -152,7 +151,9 @@ def test_gram_and_samples_give_the_same_solution() -> None:
     weight = torch.randn(12, 100, generator=generator)
     few = statistics_of(seen, targets)
     assert isinstance(few, SampleStatistics)
-    gram = GramStatistics(seen.T @ seen / 40, few.projection, few.energy)
+    gram = GramStatistics(
+        seen.T @ seen / 40, few.projection, few.energy, few.input_mean, few.target_mean
+    )
     for ridge in (0.0, 0.5):
         by_samples, by_gram = (
             bwnh.binarize(
@@ -167,7 +168,8 @@ def test_gram_and_samples_give_the_same_solution() -> None:
 
 def test_white_input_gives_sign_and_mean_magnitude() -> None:
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(4))
-    white = GramStatistics(torch.eye(32), weight.T.contiguous(), weight.square().sum(dim=1))
+    means = torch.zeros(32), torch.zeros(8)
+    white = GramStatistics(torch.eye(32), weight.T.contiguous(), weight.square().sum(dim=1), *means)
     solved = bwnh.binarize(LayerProblem(weight, lambda *_: white, lambda *_: None))
     torch.testing.assert_close(solved.codes, torch.where(weight >= 0, 1.0, -1.0))
     torch.testing.assert_close(solved.scale, weight.abs().mean(dim=1))

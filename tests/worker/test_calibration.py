@@ -18,8 +18,14 @@ from models.preprocessing import InputSpec
 from models.runtime import load
 from store import specs
 from store.errors import InvalidCheckpoint, InvalidSpec
-from worker import activations, calibration
-from worker.activations import input_of, output_positions, patches, sampled_patches
+from worker import activations, calibration, calibration_images
+from worker.activations import (
+    PositionSampler,
+    filter_rows,
+    input_of,
+    output_positions,
+    patches,
+)
 from worker.methods import METHODS
 from worker.statistics import GramStatistics, SampleStatistics, accumulate
 
@@ -114,10 +120,12 @@ def test_patches_times_filters_are_the_convolution(
         height, width = output_positions(layer, fed)
         assert expected.shape[2:] == (height, width)
         rows = expected.permute(0, 2, 3, 1).reshape(-1, 5)
-        everything = patches(layer, fed, torch.arange(len(rows))) @ layer.weight.flatten(1).T
+        everything = (
+            patches(layer, fed, torch.arange(len(rows))) @ filter_rows(layer, layer.weight).T
+        )
         torch.testing.assert_close(everything, rows, rtol=1e-4, atol=1e-5)
         chosen = torch.randperm(len(rows))[: max(1, len(rows) // 2)]
-        some = patches(layer, fed, chosen) @ layer.weight.flatten(1).T
+        some = patches(layer, fed, chosen) @ filters
         torch.testing.assert_close(some, rows[chosen], rtol=1e-4, atol=1e-5)
 
 
@@ -140,28 +148,21 @@ class _Unused(nn.Module):
         return x
 
 
-def test_sampled_positions_are_seeded_capped_and_shared_by_the_networks() -> None:
-    net, data = SmallNet(0), images(0, 10)
+def test_sampled_positions_are_seeded_capped_and_spread_over_the_batches() -> None:
+    def draw(name: str, seed: int) -> list[Tensor]:
+        sampler = PositionSampler(name, 10, positions=50, seed=seed)
+        return [torch.cat(sampler.choose(batch, 36)) for batch in (7, 3)]
 
-    def draw(seed: int) -> Tensor:
-        pairs = list(
-            sampled_patches(
-                net.second,
-                (net, net),
-                "second",
-                data.batches,
-                10,
-                positions=50,
-                seed=seed,
-            )
-        )
-        for full, same in pairs:
-            assert torch.equal(full, same)
-        return torch.cat([full for full, _ in pairs])
+    def same(one: list[Tensor], other: list[Tensor]) -> bool:
+        return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
-    assert torch.equal(draw(1), draw(1))
-    assert not torch.equal(draw(1), draw(2))
-    assert len(draw(1)) == 50
+    assert same(draw("second", 1), draw("second", 1))
+    assert not same(draw("second", 1), draw("second", 2))
+    assert not same(draw("second", 1), draw("first", 1))
+    assert [len(part) for part in draw("second", 1)] == [35, 15]
+    assert all(part.unique().equal(part) for part in draw("second", 1))
+    few = PositionSampler("second", 10, positions=10**6, seed=0)
+    assert torch.equal(torch.cat(few.choose(7, 36)), torch.arange(7 * 36))
 
 
 def test_statistics_are_the_plain_sums() -> None:
@@ -206,7 +207,7 @@ def test_method_parameters_are_those_of_the_specification() -> None:
         declared = {
             field: info.default
             for field, info in specs.METHODS[name].model_fields.items()
-            if field not in ("name", "recalibrate_batch_norm")
+            if field in specs.METHODS[name]().own_parameters()
         }
         assert accepted == declared
 
@@ -269,7 +270,7 @@ def test_packed_plan_answers_as_the_calibrated_network(method: str) -> None:
 def test_batch_norm_is_re_estimated_from_all_images_whatever_the_batches(
     batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "MOST_IMAGES_PER_BATCH", batch)
+    monkeypatch.setattr(calibration_images, "MOST_IMAGES_PER_BATCH", batch)
     net, data = SmallNet(5), images(5)
     fixed = copy.deepcopy(net)
     buffers = calibration.recalibrate_batch_norm(fixed, data, lambda *_: None)
@@ -306,18 +307,10 @@ def test_statistics_that_are_not_finite_are_refused(samples: int) -> None:
 
 
 def test_pieces_of_patches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, data = SmallNet(0), images(0, 10)
-
-    def draw(most: int) -> list[Tensor]:
-        monkeypatch.setattr(activations, "PATCHES_AT_ONCE", most)
-        drawn = sampled_patches(
-            net.second, (net,), "second", data.batches, 10, positions=10**6, seed=0
-        )
-        return [piece for (piece,) in drawn]
-
-    pieces = draw(100)
+    monkeypatch.setattr(activations, "PATCHES_AT_ONCE", 100)
+    pieces = PositionSampler("second", 10, positions=10**6, seed=0).choose(10, 36)
     assert max(map(len, pieces)) == 100
-    assert torch.equal(torch.cat(pieces), torch.cat(draw(10**6)))
+    assert torch.equal(torch.cat(pieces), torch.arange(360))
 
 
 def test_a_grouped_convolution_is_refused_with_a_remedy() -> None:

@@ -5,34 +5,42 @@ binarized network really sees come close to the full-precision responses (Eq. 13
 
     min over a, b   L = ||t - a Xt^T b||^2 = e - 2 a b^T p + a^2 b^T G b
 
-by alternation, from ``b = sign(w)``, ``a = mean|w|``:
+by alternation, from ``b = sign(w)``, ``a = mean|w|``, between the best scale for the bits and the
+best bits, one after the other, for the scale (`worker.descent`).
 
-    a   = b^T p / b^T G b                                      (scale step, in closed form)
-    b_j = sign(a (p_j - a (G b)_j + a G_jj b_j)),  j = 1..S     (bit step, cyclic descent)
+Beyond the paper, each on its own and all from the same sums:
 
-Neither step can raise L. All filters are solved side by side; the rows j are taken in blocks, with
-one matrix product per block for ``(G B)`` and a small sequential part inside the block. The
-decisions are those of the row by row order: only the grouping of the arithmetic differs.
+*   the loss may leave the mean to an offset, ask only for what real weights could do, and hold on
+    to the weights (`worker.statistics`);
+*   the search may start at several points, keeping the best of each filter (`worker.starts`),
+    eliminate the scale from the test of a bit (`worker.descent`), and turn pairs of bits
+    (`worker.bit_pairs`);
+*   a layer may have further bases (`worker.residual_bases`).
+
+``binarize(problem, sweeps=20, offset=False, correction=0, ...)`` with everything else at its
+neutral value is the paper's method.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from worker.methods.protocol import BinaryFilters, LayerProblem, Target, sign_and_mean_magnitude
+from worker.bit_pairs import turn_pairs
+from worker.descent import Solution, descend
+from worker.methods.protocol import BinaryFilters, LayerProblem, Target
+from worker.residual_bases import Bases, add_basis
+from worker.starts import STARTS
 from worker.statistics import LayerStatistics
 
-# Rows per block: the matrix product gains with size, the sequential part loses (measured: 32 to
-# 128 lie within a few percent).
-BLOCK_ROWS = 64
+StartName = Literal["sign", "greedy", "random"]
 
-# A filter that answers the layer's input with less than this share of what a random filter would
-# is dead: its scale has no meaning and stays what it was.
-DEAD_SHARE = 1e-12
+# Pairs of bits are turned at most so often, each time followed by sweeps over single bits.
+PAIR_ROUNDS = 8
+
+# Sweeps over the bits of a further basis, and over those of the others after it.
+BASIS_SWEEPS = 8
 
 
 def binarize(
@@ -42,172 +50,121 @@ def binarize(
     sweeps: int = 20,
     target: Target = "full_precision",
     scale: bool = True,
+    offset: bool = False,
+    correction: float = 0.0,
     ridge: float = 0.0,
+    blocks: bool = False,
     positions: int = 65_536,
+    starts: Sequence[StartName] = ("sign",),
+    eliminate_scale: bool = False,
+    bit_pairs: int = 0,
+    bases: int = 1,
+    bases_above: float = 0.05,
+    bases_budget: float = 0.02,
 ) -> BinaryFilters:
     """Binarize one layer by BWNH.
 
     Args:
-        sweeps: most passes over all bits; it stops earlier once no bit flips. With 0 the start
-            (sign and mean magnitude) is the result.
+        sweeps: most passes over all bits; it stops earlier once no bit turns. With 0 the start
+            is the result.
         target: the network whose input the target responses are computed on.
+        blocks: the layer that ends a residual block aims at the block's result, and so makes up for
+            the errors of the block's other side.
         scale: learn one scale per filter; False fixes it at 1 (the paper's Figure 3).
-        ridge: adds ``ridge * mean(diag G) * ||w - a b||^2`` to the loss; ours, off by default.
+        offset: learn an offset per filter too.
+        correction: targets are what real-valued weights make of the binarized network's input,
+            held to the full-precision weights with ``correction * mean(diag G)``; 0: no such
+            targets, which is the same as without a hold.
+        ridge: adds ``ridge * mean(diag G) * ||w - a b||^2`` to the loss.
         positions: most samples (output positions) that enter the statistics.
+        starts: where the search starts; each filter keeps its best result.
+        eliminate_scale: turn a bit where that helps at the scale that would be best afterwards.
+        bit_pairs: so many of a filter's bits are tried in pairs, once no single bit turns; 0: none.
+        bases: most bases of a layer.
+        bases_above: a layer whose relative loss is above that has another basis,
+        bases_budget: as far as all further bases of the network together have no more bits than
+            this share of its weights.
     """
-    statistics = problem.statistics(target, positions)
+    collected = problem.statistics(target, positions, blocks)
+    weight = problem.weight.T.contiguous()
+    statistics = _loss_of(collected, weight, offset, correction, ridge)
+    generator = torch.Generator().manual_seed(problem.seed)
+    losses: list[float] = []
+    best: Solution | None = None
+    for number, name in enumerate(starts):
+        codes, scales = STARTS[name](statistics, weight, generator)
+        if not scale:
+            scales = torch.ones_like(scales)
+        solution = Solution.start(statistics, codes.contiguous(), scales, learn_scale=scale)
+        for loss in _search(statistics, solution, sweeps, eliminate_scale, bit_pairs):
+            losses.append(loss if best is None else min(loss, losses[-1]))
+            message = f"loss {losses[-1]:.4f} after {len(losses) - 1} sweeps"
+            problem.report((number + min(len(losses) / 20, 1)) / len(starts), message)
+        best = solution if best is None else _better(best, solution)
+        losses[-1] = best.loss()
+    assert best is not None
+    best.make_scales_positive()
+    found = Bases.of(statistics, best)
+    spare = bases_budget * problem.network_bits - problem.further_bits
+    while (
+        len(found.codes) < bases
+        and scale
+        and losses[-1] > bases_above
+        and len(found.codes) * weight.numel() <= spare
+    ):
+        add_basis(statistics, found, weight, BASIS_SWEEPS, eliminate=eliminate_scale)
+        losses.append(found.loss(statistics))
+    return _filters(collected, found, tuple(losses), offset)
+
+
+def _loss_of(
+    statistics: LayerStatistics, weight: Tensor, offset: bool, correction: float, ridge: float
+) -> LayerStatistics:
+    """Return the statistics of the loss that is asked for; ``weight`` is (S, N)."""
+    if offset:
+        statistics = statistics.centred()
+    unit = statistics.mean_diagonal()
+    if correction > 0 and unit > 0:
+        statistics = statistics.with_targets_of(statistics.real_weights(correction * unit, weight))
     if ridge > 0:
-        statistics = statistics.with_ridge(ridge * statistics.mean_diagonal(), problem.weight.T)
-    codes, scales = sign_and_mean_magnitude(problem.weight)
-    if not scale:
-        scales = torch.ones_like(scales)
-    solution = _Solution.start(statistics, codes.T.contiguous(), scales.double(), learn_scale=scale)
-    losses = []
-    for done, loss in enumerate(descend(statistics, solution, sweeps)):
-        losses.append(loss)
-        problem.report(done / max(sweeps, 1), f"sweep {done} of at most {sweeps}, loss {loss:.4f}")
-    codes, scales = solution.with_positive_scales()
-    return BinaryFilters(codes.T.contiguous(), scales.float(), tuple(losses))
+        statistics = statistics.with_ridge(ridge * unit, weight)
+    return statistics
 
 
-@dataclass
-class _Solution:
-    """Codes (S, N) float32 and, per filter in float64, a, ``b^T p`` and ``b^T G b``.
-
-    ``dead_below`` is the response below which a filter is dead.
-    """
-
-    codes: Tensor
-    scales: Tensor
-    correlation: Tensor
-    response: Tensor
-    energy: Tensor
-    dead_below: float
-    learn_scale: bool
-
-    @classmethod
-    def start(
-        cls, statistics: LayerStatistics, codes: Tensor, scales: Tensor, *, learn_scale: bool
-    ) -> "_Solution":
-        products = statistics.products(codes)
-        response = torch.zeros_like(scales)
-        for block in _blocks(len(codes)):
-            response += (codes[block] * products.rows(block)).sum(dim=0, dtype=torch.float64)
-        correlation = (codes * statistics.projection).sum(dim=0, dtype=torch.float64)
-        energy = statistics.energy.double()
-        # Random signs respond with the trace of G on average.
-        dead_below = DEAD_SHARE * len(codes) * statistics.mean_diagonal()
-        return cls(codes, scales, correlation, response, energy, dead_below, learn_scale)
-
-    def fit_scales(self) -> None:
-        """Set every scale to its best value for the present codes."""
-        if not self.learn_scale:
+def _search(
+    statistics: LayerStatistics, solution: Solution, sweeps: int, eliminate: bool, bit_pairs: int
+) -> Iterator[float]:
+    """Improve ``solution`` in place; yield its loss at the start and after every sweep."""
+    yield from descend(statistics, solution, sweeps, eliminate=eliminate)
+    if bit_pairs == 0 or sweeps == 0 or not solution.learn_scale:
+        return
+    for _ in range(PAIR_ROUNDS):
+        solution.make_scales_positive()
+        if turn_pairs(statistics, solution, bit_pairs) == 0:
             return
-        alive = self.response > self.dead_below
-        best = self.correlation / torch.where(alive, self.response, 1.0)
-        self.scales = torch.where(alive, best, self.scales)
-
-    def loss(self) -> float:
-        """Return the squared error of all filters over the energy of their targets."""
-        error = (
-            self.energy - 2 * self.scales * self.correlation + self.scales.square() * self.response
-        )
-        total = self.energy.sum()
-        return float(error.clamp(min=0).sum() / total) if total > 0 else 0.0
-
-    def with_positive_scales(self) -> tuple[Tensor, Tensor]:
-        """Return codes and scales with the sign of a negative scale moved into its codes."""
-        flip = torch.where(self.scales < 0, -1.0, 1.0)
-        return self.codes * flip.float(), self.scales * flip
+        _, *later = descend(statistics, solution, sweeps, eliminate=eliminate)
+        yield from later
 
 
-def descend(statistics: LayerStatistics, solution: _Solution, sweeps: int) -> Iterator[float]:
-    """Improve ``solution`` in place; yield its loss at the start and after every sweep.
-
-    A filter of which no bit flipped during a sweep keeps its scale and so can never change again:
-    it is left out of later sweeps, which changes no result.
-    """
-    yield solution.loss()
-    active = torch.arange(solution.codes.shape[1])
-    for _ in range(sweeps):
-        solution.fit_scales()  # only the first time does this change anything
-        codes = solution.codes[:, active]
-        flipped = _sweep(statistics, solution, codes, active)
-        solution.codes[:, active] = codes
-        solution.fit_scales()
-        yield solution.loss()
-        active = active[flipped]
-        if len(active) == 0:
-            return
+def _better(one: Solution, other: Solution) -> Solution:
+    """Return, filter by filter, the solution that loses less; of equals, ``one``."""
+    chosen = other.losses() < one.losses()
+    for name in ("codes", "scales", "correlation", "response"):
+        setattr(one, name, torch.where(chosen, getattr(other, name), getattr(one, name)))
+    return one
 
 
-def _sweep(
-    statistics: LayerStatistics, solution: _Solution, codes: Tensor, active: Tensor
-) -> Tensor:
-    """Pass once over all bits of ``codes`` (S, n); return which of the n filters changed."""
-    projection = statistics.projection[:, active]
-    scales = solution.scales[active].float()
-    correlation, response = solution.correlation[active], solution.response[active]
-    flipped = torch.zeros(len(active), dtype=torch.bool)
-    products = statistics.products(codes)
-    for block in _blocks(len(codes)):
-        before = codes[block].clone()
-        # numpy, since a block is thousands of tiny vectors: its calls cost a fifth of torch's.
-        decide(
-            codes[block].numpy(),
-            products.rows(block).numpy(),
-            projection[block].numpy(),
-            statistics.gram_block(block).numpy(),
-            scales.numpy(),
-            correlation.numpy(),
-            response.numpy(),
-        )
-        change = codes[block] - before
-        flipped |= change.any(dim=0)
-        products.update(block, change)
-    solution.correlation[active], solution.response[active] = correlation, response
-    return flipped
-
-
-def decide(
-    codes: NDArray[np.float32],
-    rows: NDArray[np.float32],
-    projection: NDArray[np.float32],
-    gram: NDArray[np.float32],
-    scales: NDArray[np.float32],
-    correlation: NDArray[np.float64],
-    response: NDArray[np.float64],
-) -> None:
-    """Apply the bit step to one block, row by row, each row knowing all decisions before it.
-
-    ``codes``, ``rows`` = ``(G B)[block]`` and ``projection`` have shape (rows, n), ``gram`` is
-    (rows, rows), ``scales`` (n,); ``correlation`` and ``response`` are ``b^T p`` and ``b^T G b``,
-    (n,). All but ``projection``, ``gram`` and ``scales`` are brought up to date in place. A bit
-    whose two values are equally good keeps its value.
-    """
-    for j in range(len(codes)):
-        old = codes[j]
-        gain = rows[j] - gram[j, j] * old
-        gain *= scales
-        np.subtract(projection[j], gain, out=gain)
-        gain *= scales
-        # A gain of the bit's own sign keeps it, and so does none at all.
-        gain *= old
-        (turned,) = (gain < 0).nonzero()
-        if len(turned) == 0:
-            continue
-        step = -2 * old[turned]
-        correlation[turned] += step * projection[j, turned]
-        response[turned] += step * (2 * rows[j, turned] + step * gram[j, j])
-        codes[j, turned] += step
-        if 4 * len(turned) < len(old):
-            rows[j + 1 :, turned] += np.outer(gram[j + 1 :, j], step)
-        else:
-            change = np.zeros_like(old)
-            change[turned] = step
-            rows[j + 1 :] += np.outer(gram[j + 1 :, j], change)
-
-
-def _blocks(count: int) -> Iterator[slice]:
-    for start in range(0, count, BLOCK_ROWS):
-        yield slice(start, min(start + BLOCK_ROWS, count))
+def _filters(
+    statistics: LayerStatistics, bases: Bases, losses: tuple[float, ...], offset: bool
+) -> BinaryFilters:
+    """Return the bases as filters, with the offsets that give them the targets' mean."""
+    shift = None
+    if offset:
+        mean = statistics.input_mean.double()
+        response = torch.einsum("s,ksn,kn->n", mean, bases.codes.double(), bases.scales)
+        shift = (statistics.target_mean.double() - response).float()
+    codes = bases.codes.transpose(1, 2).contiguous()
+    scale = bases.scales.float()
+    if len(codes) == 1:
+        codes, scale = codes[0], scale[0]
+    return BinaryFilters(codes, scale, losses, shift)

@@ -26,13 +26,20 @@ class LayerProblem:
         weight: the filters as rows, shape (N, S), float32.
         statistics: collects the layer's statistics from the calibration images, at most about
             ``positions`` samples; ``target`` names the network whose input the target responses
-            come from. Costly, so called by methods that use data only.
+            come from; ``blocks`` makes the result of a residual block the target of the layer that
+            ends it. Costly, so called by methods that use data only.
         report: takes a fraction in 0..1 of the method's own work and a short message.
+        seed: fixes what a method draws at random.
+        network_bits: the weights of all layers of the network.
+        further_bits: the weights of all bases beyond each layer's first, in the layers before.
     """
 
     weight: Tensor
-    statistics: Callable[[Target, int], LayerStatistics]
+    statistics: Callable[[Target, int, bool], LayerStatistics]
     report: Callable[[float, str], None]
+    seed: int = 0
+    network_bits: int = 0
+    further_bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,15 +47,17 @@ class BinaryFilters:
     """Filters as signs times a scale.
 
     Attributes:
-        codes: -1 or +1, shape (N, S), float32.
-        scale: shape (N,), float32, not negative.
+        codes: -1 or +1, shape (N, S), float32; of K > 1 bases (K, N, S).
+        scale: shape (N,), float32, not negative; of K > 1 bases (K, N).
         losses: the layer's squared error over the target's energy, at the start and after every
-            sweep; empty where the method looks at no data.
+            sweep; empty where the method looks at no data. What may be offset is left out of both.
+        offset: what is to be added to each filter's response, shape (N,), float32, or None.
     """
 
     codes: Tensor
     scale: Tensor
     losses: tuple[float, ...]
+    offset: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from torch import nn
 from models.quantization import scale_tensors
 from worker.activation_ranges import activation_scales
 from worker.calibration import (
-    CalibratedLayer,
     CalibrationImages,
     apply_layer,
-    calibrate_layer,
+    calibrate_next,
     recalibrate_batch_norm,
     save_layer,
 )
+from worker.frontier import Frontier
 from worker.networks import ACTIVATIONS, BATCH_NORM, LAYER, save_tensors
 from worker.stage_context import Progress, StageContext, Step
 from worker.stages.surroundings import (
@@ -46,25 +46,30 @@ class _Calibration:
         self._binarized: nn.Module | None = None
         self._done: set[str] = set()
         self._images: CalibrationImages | None = None
+        self._frontier: Frontier | None = None
 
     def layer(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """Binarize the layer ``name``, all layers before it being binary already."""
         name, method = arguments["name"], self._context.spec.method
         full, binarized = self._both(arguments["files"])
-        calibrated = calibrate_layer(
+        images = self._calibration_images(progress)
+        self._frontier = self._frontier or Frontier(images.batches)
+        calibrated = calibrate_next(
             full,
             binarized,
             name,
-            self._calibration_images(progress),
+            images,
             method=method.name,
             parameters=method.own_parameters(),
             seed=self._context.spec.seed,
             progress=progress,
+            recalibrate=method.recalibrate_batch_norm == "each_layer",
+            frontier=self._frontier,
         )
         ref = self._context.files.write(
             f"layers/{name}.safetensors", lambda path: save_layer(calibrated, path)
         )
-        self._apply(binarized, calibrated)
+        self._done.add(name)
         return {
             "name": name,
             "losses": list(calibrated.losses),
@@ -94,12 +99,9 @@ class _Calibration:
             self._binarized = self._networks.full_precision(refs)
         # What this process has not made itself, another one made before it died.
         for layer in self._networks.layers(refs, self._done):
-            self._apply(self._binarized, layer)
+            apply_layer(self._binarized, layer)
+            self._done.add(layer.name)
         return self._full, self._binarized
-
-    def _apply(self, binarized: nn.Module, layer: CalibratedLayer) -> None:
-        apply_layer(binarized, layer)
-        self._done.add(layer.name)
 
     def _calibration_images(self, progress: Progress) -> CalibrationImages:
         if self._images is None:
