@@ -2,6 +2,7 @@
 
 import io
 import signal
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ LAYERS = ["features.0", "features.3", "features.7", "classifier"]
 class Installation:
     """A data directory with a dataset and a checkpoint in it, and its job store."""
 
-    def __init__(self, folder: Path, database_url: str) -> None:
+    def __init__(self, folder: Path, database_url: str, images_per_class: int = 40) -> None:
         self.settings = StoreSettings(data_dir=folder / "data", database_url=database_url)
         self.jobs = JobStore(database_url)
         self.models = ModelStore(self.settings.models_dir)
@@ -45,7 +46,7 @@ class Installation:
                 "name": "patterns",
                 "architecture": "digits_cnn",
                 "checkpoint": self._checkpoint(folder),
-                "dataset": self._dataset(folder),
+                "dataset": self._dataset(folder, images_per_class),
                 "input": {"channels": 1, "height": SIDE, "width": SIDE},
                 "method": {"name": "bwnh", "sweeps": 5, "recalibrate_batch_norm": "end"},
                 "calibration_images": 60,
@@ -58,12 +59,12 @@ class Installation:
         steps = self.jobs._client.list_workflow_steps(job_id)
         return {step["function_name"]: int(step["completed_at_epoch_ms"] or 0) for step in steps}
 
-    def _dataset(self, folder: Path) -> str:
+    def _dataset(self, folder: Path, images_per_class: int) -> str:
         random = np.random.default_rng(0)
         archive = folder / "patterns.zip"
         with zipfile.ZipFile(archive, "w") as file:
             for label, name in enumerate(CLASSES):
-                for number in range(40):
+                for number in range(images_per_class):
                     pixels = random.integers(0, 96, (SIDE, SIDE), dtype=np.uint8)
                     pixels[:: 2 if label == 2 else 1] += np.uint8(64 * label)
                     image = io.BytesIO()
@@ -143,3 +144,51 @@ def test_a_job_whose_worker_is_killed_is_finished_by_the_next(
         assert versions[0].digest == versions[1].digest
     assert second.end(signal.SIGTERM) == 0
     assert not any(map(is_running, second.children()))
+
+
+def test_an_epoch_that_is_cut_short_is_trained_again_to_the_same_bits(
+    tmp_path: Path, sqlite_url: str, start_worker: StartWorker, wait_until: WaitUntil
+) -> None:
+    """Killed in the middle of an epoch and taken over: the artifact is that of a smooth job."""
+    # 126 images to train on: so many steps that an epoch can be met in its middle.
+    installation = Installation(tmp_path, sqlite_url, images_per_class=60)
+    wanted = {"epochs": 3, "batch_size": 2, "average": 0.9, "batch_norm": "reestimate"}
+    spec = parse_spec({**installation.spec.model_dump(mode="json"), "fine_tune": wanted})
+    place = (installation.settings.data_dir, sqlite_url)
+    first = start_worker(*place)
+    job = installation.jobs.submit(spec)
+
+    def second_epoch_begun() -> bool:
+        return installation.jobs.get(job.id).step == "epoch-0002"
+
+    wait_until(second_epoch_begun, "the second epoch")
+    (done,) = installation.jobs.get(job.id).epochs
+    time.sleep(0.3 * 126 / done["images_per_second"])
+    assert first.end(signal.SIGKILL) == -signal.SIGKILL
+    before = installation.recorded_steps(job.id)
+    assert "fine_tune:epoch-0001" in before and "fine_tune:epoch-0002" not in before
+
+    second = start_worker(*place)
+    end_of_training = {"stage": "fine_tune", "step": "finish"}
+    second.wait_for("step finished", job=job.id, **end_of_training)
+    second.wait_for("job finished", job=job.id)
+    assert second.steps_done()[:3] == [
+        "fine_tune:epoch-0002",
+        "fine_tune:epoch-0003",
+        "fine_tune:finish",
+    ]
+    undisturbed = installation.jobs.submit(spec)
+    for stage, step in (("calibrate", "batch-norm"), ("fine_tune", "epoch-0001")):
+        second.wait_for("step finished", job=undisturbed.id, stage=stage, step=step)
+    second.wait_for("step finished", job=undisturbed.id, **end_of_training)
+    second.wait_for("job finished", job=undisturbed.id)
+    wait_until(lambda: installation.jobs.get(undisturbed.id).finished_at, "the end of the job")
+    jobs = [installation.jobs.get(job_id) for job_id in (job.id, undisturbed.id)]
+    losses = [[epoch["loss"] for epoch in one.epochs] for one in jobs]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+    versions = installation.models.versions("patterns")
+    assert [version.job_id for version in versions] == [job.id, undisturbed.id]
+    contents = [version.artifact_path.read_bytes() for version in versions]
+    assert contents[0] == contents[1]
+    assert second.end(signal.SIGTERM) == 0
+    installation.jobs.close()
