@@ -1,205 +1,177 @@
 """What 1-bit weights cost in accuracy: ``python -m benchmarks.accuracy --help``.
 
-For every method: test accuracy of the full-precision network, of the calibrated one and of the
-packed plan on the reference runtime; the loss of every layer after every sweep; the seconds and
-the memory that calibration took. Figures are means over the seeds, which choose the calibration
-images and positions.
+For every method: accuracy of the full-precision network, of the calibrated one, of the fine-tuned
+one where that is asked for, and of the packed plan on the reference runtime; the loss of every
+layer after every sweep, and of every epoch; the seconds and the memory that calibration took; the
+seconds and the speed of training. Figures are means over the seeds, which choose the calibration
+images and positions. Everything is done by the job's own code.
 """
 
-import copy
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress as Bar
-from rich.table import Table
 from torch import nn
 
-from benchmarks.record import peak_mib, reset_peak_memory, resident_mib, write_record
+from benchmarks.accuracy_table import Run, figures, print_runs
+from benchmarks.compression import (
+    Calibration,
+    Trained,
+    accuracy_on,
+    calibrate,
+    console,
+    fine_tune,
+    layers_to_binarize,
+    load_network,
+    progress,
+    read_images,
+)
+from benchmarks.paper.options import run as run_program
+from benchmarks.paper.options import seed_list
+from benchmarks.paper.results import standard_error_note
+from benchmarks.record import write_record
 from client.commands.options import names, numbers, pairs
 from models.artifact import Artifact, compression_ratio, write
-from models.checkpoint_fit import check_fit, restore
-from models.checkpoints import load as load_checkpoint
 from models.layers import float32_bytes
 from models.lowering import lower
 from models.preprocessing import InputSpec
+from models.quantization import quantize_inputs
 from models.runtime import load as load_runtime
-from store.datasets import DatasetStore
-from store.errors import BitpressError
-from store.specs import CompressSpec, parse_spec
-from worker.calibration import (
-    CalibrationImages,
-    apply_layer,
-    calibrate_layer,
-    layer_order,
-    recalibrate_batch_norm,
-)
+from store.errors import InvalidSpec
+from store.specs import METHODS, CompressSpec, parse_spec
+from worker.activation_ranges import activation_scales
+from worker.calibration import CalibrationImages
 from worker.data import ImageSet, Splits, calibration_images, split_dataset
-from worker.evaluation import accuracy, predict_logits
-from worker.image_cache import DecodedDataset, decode_dataset
-from worker.networks import architecture_arguments, build_network, input_spec
+from worker.forms import channels_last, without_rounding
+from worker.image_cache import DecodedDataset
+from worker.networks import input_spec
 
-console = Console()
+KeyValues = list[str] | None
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one method gave with one seed. Accuracies in 0..1, on that seed's test images."""
+class Bench:
+    """The full-precision network, the decoded images, and which split is reported on."""
 
-    full_precision: float
-    calibrated: float
-    packed: float
-    ratio: float
-    calibration_seconds: float
-    peak_mib: float
-    losses: dict[str, tuple[float, ...]]
+    network: nn.Module
+    dataset: DecodedDataset
+    splits: Mapping[int, Splits]
+    validation: bool
+
+    def reported(self, seed: int) -> ImageSet:
+        """Return the images on which a seed's accuracies are measured."""
+        return self.splits[seed].val if self.validation else self.splits[seed].test
 
 
-@contextmanager
-def progress(title: str) -> Iterator[Callable[[float, str], None]]:
-    """Show a bar while a long part runs; it disappears when the part is done."""
-    with Bar(console=console, transient=True) as bar:
-        task = bar.add_task(title, total=1.0)
-        yield lambda fraction, message: bar.update(
-            task, completed=fraction, description=f"{title}: {message}"
+def measure(bench: Bench, spec: CompressSpec, full_precision: float) -> Run:
+    """Compress once, as a job with ``spec`` does, and evaluate every form of the network."""
+    fed, images = input_spec(spec), bench.reported(spec.seed)
+    train = bench.splits[spec.seed].train
+    chosen, _ = calibration_images(train, spec.seed, spec.calibration_images)
+    calibrated = calibrate(bench.network, CalibrationImages(chosen, fed), spec)
+    _round_activations(calibrated.network, chosen, spec)
+    accuracies = {
+        "full_precision": full_precision,
+        "calibrated": _trained_accuracy(calibrated.network, images, fed),
+    }
+    network, trained = calibrated.network, None
+    if spec.fine_tune is not None:
+        trained = fine_tune(bench.network, network, train, spec)
+        network = trained.network
+        _round_activations(network, chosen, spec)
+        accuracies["fine_tuned"] = _trained_accuracy(network, images, fed)
+    packed = _packed(network, bench.dataset.classes, fed)
+    accuracies["packed"] = accuracy_on(load_runtime(packed, "reference").run, images, fed)
+    if spec.activation_bits < 32:
+        unrounded = _packed(without_rounding(network), bench.dataset.classes, fed)
+        accuracies["packed_float_activations"] = accuracy_on(
+            load_runtime(unrounded, "reference").run, images, fed
         )
+    return _run(accuracies, _ratio(packed, bench.network), calibrated, trained)
 
 
-def load_network(spec: CompressSpec, checkpoint: Path, classes: int) -> nn.Module:
-    """Return the full-precision network in evaluation mode."""
-    tensors = load_checkpoint(checkpoint)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    check_fit(shapes, spec.architecture, **architecture_arguments(spec, classes))
-    network = build_network(spec, classes)
-    restore(network, tensors)
-    return network
-
-
-def calibrate(
-    network: nn.Module, images: CalibrationImages, spec: CompressSpec
-) -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
-    """Return the binarized network and the losses of its layers."""
-    binarized = copy.deepcopy(network)
-    parameters = spec.method.own_parameters()
-    losses: dict[str, tuple[float, ...]] = {}
-    with progress(f"{spec.method.name}, seed {spec.seed}") as report:
-        for name in layer_order(network, images.spec.shape):
-            if name in spec.keep_float:
-                continue
-            layer = calibrate_layer(
-                network,
-                binarized,
-                name,
-                images,
-                method=spec.method.name,
-                parameters=parameters,
-                seed=spec.seed,
-                progress=report,
-            )
-            apply_layer(binarized, layer)
-            losses[name] = layer.losses
-        if spec.method.recalibrate_batch_norm:
-            recalibrate_batch_norm(binarized, images, report)
-    return binarized, losses
-
-
-def measure(
-    network: nn.Module,
-    dataset: DecodedDataset,
-    splits: Splits,
-    full_precision: float,
-    spec: CompressSpec,
+def _run(
+    accuracies: Mapping[str, float], ratio: float, calibrated: Calibration, trained: Trained | None
 ) -> Run:
-    """Calibrate, pack and evaluate once."""
-    fed = input_spec(spec)
-    chosen, _ = calibration_images(splits.train, spec.seed, spec.calibration_images)
-    images = CalibrationImages(chosen, fed)
-    reset_peak_memory()
-    before, started = resident_mib(), time.perf_counter()
-    binarized, losses = calibrate(network, images, spec)
-    seconds, peak = time.perf_counter() - started, peak_mib() - before
-    plan, tensors = lower(binarized, fed.shape)
-    artifact = Artifact(plan, tensors, fed, dataset.classes, {}, {})
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "artifact.safetensors"
-        write(artifact, file)
-        ratio = compression_ratio(float32_bytes(network), file)
-    runtime = load_runtime(artifact, "reference")
     return Run(
-        full_precision=full_precision,
-        calibrated=test_accuracy(binarized, splits.test, fed),
-        packed=test_accuracy(runtime.run, splits.test, fed),
+        accuracies=accuracies,
         ratio=ratio,
-        calibration_seconds=seconds,
-        peak_mib=peak,
-        losses=losses,
+        calibration_seconds=calibrated.seconds,
+        peak_mib=calibrated.peak_mib,
+        losses=calibrated.losses,
+        fine_tuning_seconds=0.0 if trained is None else trained.seconds,
+        epochs=() if trained is None else trained.epochs,
     )
 
 
-def test_accuracy(
-    predict: Callable[[torch.Tensor], torch.Tensor], images: ImageSet, spec: InputSpec
-) -> float:
-    """Return the share of ``images`` that ``predict`` classifies right."""
-    with progress("evaluating") as report:
-        return accuracy(predict_logits(predict, images, spec, report), images.labels)
+def _round_activations(network: nn.Module, chosen: ImageSet, spec: CompressSpec) -> None:
+    """Let ``network`` round what its layers are fed, where ``spec`` asks for it."""
+    if spec.activation_bits < 32:
+        images = CalibrationImages(chosen, input_spec(spec))
+        with progress("levels of activations") as report:
+            scales = activation_scales(network, images, spec.activation_scale, report)
+        quantize_inputs(network, scales)
 
 
-def same_images(one: ImageSet, other: ImageSet) -> bool:
-    """Whether two sets of one dataset hold the same images."""
-    return np.array_equal(one.rows, other.rows)
+def _trained_accuracy(network: nn.Module, images: ImageSet, fed: InputSpec) -> float:
+    return accuracy_on(channels_last(network), images, fed)
 
 
-def print_runs(runs: dict[str, list[Run]]) -> None:
-    """Print the losses of the first seed, then the table of all methods."""
-    for method, measured in runs.items():
-        for layer, losses in measured[0].losses.items():
-            if losses:
-                console.print(
-                    f"{method} {layer}: " + " ".join(f"{loss:.5f}" for loss in losses), style="dim"
-                )
-    table = Table()
-    table.add_column("method")
-    headings = ("float", "calibrated", "packed", "spread", "drop, %", "ratio", "s", "MiB")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for method, measured in runs.items():
-        packed = [run.packed for run in measured]
-        table.add_row(
-            method,
-            f"{fmean(run.full_precision for run in measured):.4f}",
-            f"{fmean(run.calibrated for run in measured):.4f}",
-            f"{fmean(packed):.4f}",
-            f"{stdev(packed):.4f}" if len(packed) > 1 else "-",
-            f"{100 * fmean(run.full_precision - run.packed for run in measured):.2f}",
-            f"{measured[0].ratio:.2f}",
-            f"{fmean(run.calibration_seconds for run in measured):.1f}",
-            f"{max(run.peak_mib for run in measured):.0f}",
+def _packed(network: nn.Module, classes: tuple[str, ...], fed: InputSpec) -> Artifact:
+    plan, tensors = lower(network, fed.shape)
+    return Artifact(plan, tensors, fed, classes, {}, {})
+
+
+def _ratio(packed: Artifact, full: nn.Module) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "artifact.safetensors"
+        write(packed, file)
+        return compression_ratio(float32_bytes(full), file)
+
+
+def method_parameters(method: str, given: Mapping[str, Any], methods: Sequence[str]) -> Any:
+    """Return the parameters among those ``given`` that ``method`` has.
+
+    Raises:
+        InvalidSpec: none of the ``methods`` has one of them.
+    """
+    for key in given:
+        if not any(key in METHODS[one].model_fields for one in methods if one in METHODS):
+            raise InvalidSpec(
+                f"None of the methods {', '.join(methods)} has a parameter {key!r}.",
+                field="--parameter",
+                remedy="docs/API.md lists what there is.",
+            )
+    known = METHODS[method].model_fields if method in METHODS else {}
+    return {key: value for key, value in given.items() if key in known}
+
+
+def upto(network: nn.Module, spec: CompressSpec, count: int | None) -> CompressSpec:
+    """Return ``spec`` with only the first ``count`` of its layers binarized."""
+    if count is None:
+        return spec
+    rest = layers_to_binarize(network, spec)[count:]
+    return spec.model_copy(update={"keep_float": (*spec.keep_float, *rest)})
+
+
+def full_precisions(bench: Bench, fed: InputSpec) -> dict[int, float]:
+    """Return the network's accuracy by seed, measured once for equal images."""
+    found: dict[int, float] = {}
+    for seed in bench.splits:
+        rows = bench.reported(seed).rows
+        known = (one for one in found if np.array_equal(bench.reported(one).rows, rows))
+        earlier = next(known, None)
+        found[seed] = (
+            _trained_accuracy(bench.network, bench.reported(seed), fed)
+            if earlier is None
+            else found[earlier]
         )
-    console.print(table)
-
-
-def figures(runs: dict[str, list[Run]]) -> dict[str, float]:
-    """Return the flat map of the JSON record: means over the seeds, of memory the highest."""
-    every = [run for measured in runs.values() for run in measured]
-    flat = {"full_precision": fmean(run.full_precision for run in every)}
-    for method, measured in runs.items():
-        for name in ("calibrated", "packed", "ratio", "calibration_seconds"):
-            flat[f"{method}.{name}"] = fmean(getattr(run, name) for run in measured)
-        # The highest: a later run finds memory that an earlier one has left to the process.
-        flat[f"{method}.peak_mib"] = max(run.peak_mib for run in measured)
-        for layer, losses in measured[0].losses.items():
-            for sweep, loss in enumerate(losses):
-                flat[f"{method}.loss.{layer}.sweep{sweep}"] = loss
-    return flat
+        console.print(f"full precision, seed {seed}: {found[seed]:.4f}")
+    return found
 
 
 def main(
@@ -208,87 +180,93 @@ def main(
     dataset: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="A zip or tar.")],
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = "bwn,bwnh",
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
-    recalibrate_batch_norm: Annotated[bool, typer.Option()] = False,
+    parameter: Annotated[
+        KeyValues,
+        typer.Option(metavar="KEY=VALUE", help="Of the methods that have it; repeatable."),
+    ] = None,
+    fine_tune_epochs: Annotated[int, typer.Option(help="0: no fine-tuning.")] = 0,
+    fine_tune: Annotated[
+        KeyValues, typer.Option(metavar="KEY=VALUE", help="Of the training; repeatable.")
+    ] = None,
+    activation_bits: Annotated[int, typer.Option(help="32 or 8.")] = 32,
+    activation_scale: Annotated[str, typer.Option(help="Levels of 8 bits: mse, minmax.")] = "mse",
+    layers_upto: Annotated[
+        int | None, typer.Option(min=1, help="Binarize the first so many layers only.")
+    ] = None,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="Report on the validation split, to choose by it.")
+    ] = False,
     mean: Annotated[str, typer.Option()] = "0.4914,0.4822,0.4465",
     std: Annotated[str, typer.Option()] = "0.2470,0.2435,0.2616",
     value_range: Annotated[str, typer.Option(help="What 0..255 becomes first.")] = "0,1",
     size: Annotated[int, typer.Option(help="Height and width of the input.")] = 32,
     channels: Annotated[int, typer.Option()] = 3,
     architecture_parameter: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Repeatable.")
+        KeyValues, typer.Option(metavar="KEY=VALUE", help="Repeatable.")
     ] = None,
     keep_float: Annotated[str, typer.Option(help="Comma-separated layer names.")] = "",
     calibration_images: Annotated[int, typer.Option()] = 500,
     threads: Annotated[int, typer.Option(help="0: as many as there are cores.")] = 0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps decoded images for the next time.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Where to write the figures.")] = None,
 ) -> None:
     """Measure the accuracy of 1-bit weights, by method."""
-    if threads:
-        torch.set_num_threads(threads)
-    seed_list = [int(seed) for seed in seeds.split(",")]
-
-    def spec_of(method: str, seed: int) -> CompressSpec:
-        return parse_spec(
-            {
-                "name": "benchmark",
-                "architecture": architecture,
-                "architecture_parameters": pairs(architecture_parameter or ()),
-                "dataset": "benchmark",
-                "input": {
-                    "channels": channels,
-                    "value_range": numbers(value_range),
-                    "height": size,
-                    "width": size,
-                    "mean": numbers(mean),
-                    "std": numbers(std),
-                },
-                "method": {"name": method, "recalibrate_batch_norm": recalibrate_batch_norm},
-                "keep_float": names([keep_float]),
-                "calibration_images": calibration_images,
-                "seed": seed,
-            }
-        )
-
-    try:
-        specs = {name: [spec_of(name, seed) for seed in seed_list] for name in methods.split(",")}
-        first = next(iter(specs.values()))[0]
-        with tempfile.TemporaryDirectory() as folder, progress("reading images") as report:
-            store = DatasetStore(Path(folder))
-            store.ingest(dataset, "benchmark")
-            cache = Path(folder) / "cache"
-            # Memory-mapped: the pixels stay readable after the folder is gone.
-            decoded = decode_dataset(store, "benchmark", input_spec(first), cache, report)
-        network = load_network(first, checkpoint, len(decoded.classes))
-        # Splits that the dataset does not bring are drawn with the seed.
-        splits = {seed: split_dataset(decoded, seed) for seed in seed_list}
-        full_precision: dict[int, float] = {}
-        for seed, parts in splits.items():
-            known = (one for one in full_precision if same_images(splits[one].test, parts.test))
-            earlier = next(known, None)
-            full_precision[seed] = (
-                test_accuracy(network, parts.test, input_spec(first))
-                if earlier is None
-                else full_precision[earlier]
+    members = {
+        "name": "benchmark",
+        "architecture": architecture,
+        "architecture_parameters": pairs(architecture_parameter or ()),
+        "dataset": "benchmark",
+        "input": {
+            "channels": channels,
+            "value_range": numbers(value_range),
+            "height": size,
+            "width": size,
+            "mean": numbers(mean),
+            "std": numbers(std),
+        },
+        "keep_float": names([keep_float]),
+        "calibration_images": calibration_images,
+        "fine_tune": {"epochs": fine_tune_epochs, **pairs(fine_tune or ())},
+        "activation_bits": activation_bits,
+        "activation_scale": activation_scale,
+    }
+    if not fine_tune_epochs:
+        del members["fine_tune"]
+    given, chosen = pairs(parameter or ()), names([methods])
+    seed_numbers = seed_list(seeds)
+    specs = {
+        name: [
+            parse_spec(
+                members
+                | {"method": {"name": name, **method_parameters(name, given, chosen)}, "seed": seed}
             )
-            console.print(f"full precision, seed {seed}: {full_precision[seed]:.4f}")
-        runs: dict[str, list[Run]] = {}
-        for name, of_method in specs.items():
-            runs[name] = []
-            for spec in of_method:
-                seed = spec.seed
-                run = measure(network, decoded, splits[seed], full_precision[seed], spec)
-                runs[name].append(run)
-                console.print(
-                    f"{name}, seed {seed}: calibrated {run.calibrated:.4f}, "
-                    f"packed {run.packed:.4f}, {run.calibration_seconds:.1f} s"
-                )
-    except BitpressError as error:
-        console.print(f"{error.title}: {error.detail} {error.remedy or ''}", style="red")
-        raise typer.Exit(1) from None
+            for seed in seed_numbers
+        ]
+        for name in chosen
+    }
+    first = next(iter(specs.values()))[0]
+    with tempfile.TemporaryDirectory() as folder:
+        # Memory-mapped: the pixels stay readable after the folder is gone.
+        decoded = read_images(dataset, input_spec(first), cache or Path(folder))
+    network = load_network(first, checkpoint, len(decoded.classes))
+    # Splits that the dataset does not bring are drawn with the seed.
+    splits = {seed: split_dataset(decoded, seed) for seed in seed_numbers}
+    bench = Bench(network, decoded, splits, validation)
+    before = full_precisions(bench, input_spec(first))
+    runs: dict[str, list[Run]] = {name: [] for name in specs}
+    for name, of_method in specs.items():
+        for spec in of_method:
+            run = measure(bench, upto(network, spec, layers_upto), before[spec.seed])
+            runs[name].append(run)
+            console.print(f"{name}, seed {spec.seed}: {run}")
     print_runs(runs)
+    reported = bench.reported(seed_numbers[0])
+    console.print(standard_error_note(len(reported), before[seed_numbers[0]]))
     if json is not None:
-        write_record(json, seed=seed_list, figures=figures(runs))
+        write_record(json, seed=seed_numbers, figures=figures(runs))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main, trains=True)

@@ -1,10 +1,12 @@
 """The forms that a network takes on its way into an artifact, measured on the same images."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
+from models.layers import BinaryConv2d, BinaryLinear
 from models.preprocessing import InputSpec
 from worker.data import ImageSet
 from worker.evaluation import Logits, Predict, Progress, predict_logits
@@ -28,6 +30,15 @@ def channels_last(network: nn.Module) -> Predict:
         return logits
 
     return predict
+
+
+def without_rounding(network: nn.Module) -> nn.Module:
+    """Return a copy of ``network`` whose binary layers take their inputs as they are."""
+    copied = copy.deepcopy(network)
+    for layer in copied.modules():
+        if isinstance(layer, BinaryConv2d | BinaryLinear):
+            layer.input_quantizer = None
+    return copied
 
 
 def logits_of_forms(

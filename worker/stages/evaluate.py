@@ -1,6 +1,5 @@
 """The stage of evaluation: every form of the network on the test images, and the report."""
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
@@ -9,13 +8,13 @@ from typing import Any
 from torch import nn
 
 from models import artifact, runtime
-from models.layers import BinaryConv2d, BinaryLinear, float32_bytes
+from models.layers import float32_bytes
 from models.lowering import lower
 from store.artifacts import ARTIFACT, PREDICTIONS
 from store.datasets import Dataset
 from worker.data import ImageSet
 from worker.evaluation import Logits, accuracy, parity, predictions
-from worker.forms import channels_last, logits_of_forms
+from worker.forms import channels_last, logits_of_forms, without_rounding
 from worker.job_files import STAGED, FileRef
 from worker.networks import FINE_TUNED, PACKED, JobNetworks, Refs, input_spec
 from worker.report import SCHEMA, answer_figures, layer_figures, layers_by_loss, provenance
@@ -96,11 +95,7 @@ def _trained_forms(networks: JobNetworks, refs: Refs) -> dict[str, nn.Module]:
 
 def _unrounded(network: nn.Module, packed: artifact.Artifact, name: str) -> runtime.Runtime:
     """Return the runtime ``name`` on what was ``packed`` of ``network``, without its rounding."""
-    network = copy.deepcopy(network)
-    for layer in network.modules():
-        if isinstance(layer, BinaryConv2d | BinaryLinear):
-            layer.input_quantizer = None
-    plan, tensors = lower(network, packed.input.shape)
+    plan, tensors = lower(without_rounding(network), packed.input.shape)
     return runtime.load(dataclasses.replace(packed, plan=plan, tensors=tensors), name)
 
 

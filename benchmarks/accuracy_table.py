@@ -1,0 +1,119 @@
+"""What `benchmarks.accuracy` found, as a table and as flat figures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from rich.table import Table
+
+from benchmarks.compression import console
+from worker.training.trainer import EpochFigures
+
+Runs = Mapping[str, Sequence["Run"]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one method gave with one seed.
+
+    ``accuracies`` are in 0..1 and by form, as in a job's report; ``losses`` are relative, by layer
+    and sweep. Seconds of training are those of its epochs; memory is what calibration held at most.
+    """
+
+    accuracies: Mapping[str, float]
+    ratio: float
+    calibration_seconds: float
+    peak_mib: float
+    losses: Mapping[str, tuple[float, ...]]
+    fine_tuning_seconds: float
+    epochs: tuple[EpochFigures, ...]
+
+    def __str__(self) -> str:
+        accuracies = [
+            f"{name.replace('_', ' ')} {one:.4f}" for name, one in self.accuracies.items()
+        ]
+        return ", ".join(
+            [
+                *accuracies[1:],
+                f"calibrated in {self.calibration_seconds:.1f} s",
+                *([f"trained in {self.fine_tuning_seconds:.0f} s"] if self.epochs else []),
+            ]
+        )
+
+
+def print_runs(runs: Runs) -> None:
+    """Print the losses of the first seed, then the table of all methods."""
+    for method, measured in runs.items():
+        for layer, losses in measured[0].losses.items():
+            if losses:
+                shown = " ".join(f"{loss:.5f}" for loss in losses)
+                console.print(f"{method} {layer}: {shown}", style="dim")
+    forms = _forms(runs)
+    table = Table("method")
+    more = ("spread", "drop, %", "ratio", "s", "MiB", "training, s", "images/s")
+    for heading in (*(form.replace("_", " ") for form in forms), *more):
+        table.add_column(heading, justify="right")
+    for method, measured in runs.items():
+        packed = [run.accuracies["packed"] for run in measured]
+        drop = fmean(
+            run.accuracies["full_precision"] - run.accuracies["packed"] for run in measured
+        )
+        trained = bool(measured[0].epochs)
+        table.add_row(
+            method,
+            *(f"{_mean(measured, form):.4f}" for form in forms),
+            f"{stdev(packed):.4f}" if len(packed) > 1 else "-",
+            f"{100 * drop:.2f}",
+            f"{measured[0].ratio:.2f}",
+            f"{fmean(run.calibration_seconds for run in measured):.1f}",
+            f"{max(run.peak_mib for run in measured):.0f}",
+            f"{fmean(run.fine_tuning_seconds for run in measured):.0f}" if trained else "-",
+            f"{_images_per_second(measured):.0f}" if trained else "-",
+        )
+    console.print(table)
+
+
+def figures(runs: Runs) -> dict[str, float]:
+    """Return the flat map of the JSON record: means over the seeds, of memory the highest."""
+    every = [run for measured in runs.values() for run in measured]
+    flat = {"full_precision": fmean(run.accuracies["full_precision"] for run in every)}
+    for method, measured in runs.items():
+        for form in _forms(runs)[1:]:
+            flat[f"{method}.{form}"] = _mean(measured, form)
+        flat[f"{method}.ratio"] = fmean(run.ratio for run in measured)
+        flat[f"{method}.calibration_seconds"] = fmean(run.calibration_seconds for run in measured)
+        # The highest: a later run finds memory that an earlier one has left to the process.
+        flat[f"{method}.peak_mib"] = max(run.peak_mib for run in measured)
+        for layer, losses in measured[0].losses.items():
+            for sweep, loss in enumerate(losses):
+                flat[f"{method}.loss.{layer}.sweep{sweep}"] = loss
+        flat |= _training_figures(method, measured)
+    return flat
+
+
+def _training_figures(method: str, measured: Sequence[Run]) -> dict[str, float]:
+    if not measured[0].epochs:
+        return {}
+    flat = {
+        f"{method}.fine_tuning_seconds": fmean(run.fine_tuning_seconds for run in measured),
+        f"{method}.images_per_second": _images_per_second(measured),
+    }
+    for index in range(len(measured[0].epochs)):
+        epochs = [run.epochs[index] for run in measured]
+        name = f"{method}.epoch{index + 1}"
+        flat[f"{name}.loss"] = fmean(epoch.loss for epoch in epochs)
+        flat[f"{name}.train_accuracy"] = fmean(epoch.train_accuracy for epoch in epochs)
+    return flat
+
+
+def _forms(runs: Runs) -> list[str]:
+    """Return the forms that every run was measured in, in their order."""
+    return list(next(iter(runs.values()))[0].accuracies)
+
+
+def _mean(measured: Sequence[Run], form: str) -> float:
+    return fmean(run.accuracies[form] for run in measured)
+
+
+def _images_per_second(measured: Sequence[Run]) -> float:
+    return fmean(epoch.images_per_second for run in measured for epoch in run.epochs)
