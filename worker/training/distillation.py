@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 # Where a plain network's blocks end.
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-# Below this mean square a block is taken as silent: an error has nothing to be relative to.
+# Below this square a block is taken as silent: an error has nothing to be relative to.
 _SILENT = 1e-12
 
 
@@ -25,15 +26,17 @@ def logit_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tens
 
 def feature_distance(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
     """Return ``mean over blocks of ||s - t||^2 / ||t||^2``, norms over all images of the batch."""
-    errors = []
-    for name, wanted in teacher.items():
-        wanted = wanted.float()
-        error = (student[name].float() - wanted).square().mean()
-        errors.append(error / wanted.square().mean().clamp(min=_SILENT))
-    total = errors[0]
-    for error in errors[1:]:
-        total = total + error
-    return total / len(errors)
+    errors = [
+        _square(student[name] - wanted) / _square(wanted).clamp(min=_SILENT)
+        for name, wanted in teacher.items()
+    ]
+    return torch.stack(errors).mean()
+
+
+def _square(values: Tensor) -> Tensor:
+    """Return the sum of squares, in float32 whatever the values are in, without a copy of them."""
+    norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.float32)
+    return norm.square()
 
 
 def block_names(network: nn.Module) -> list[str]:
