@@ -24,7 +24,7 @@ Checkpoint = Annotated[
     Path | None, typer.Option(help="The full-precision network.", show_default="the workload's")
 ]
 Dataset = Annotated[
-    Path | None, typer.Option(help="A zip or tar of images.", show_default="the workload's")
+    Path | None, typer.Option(help="A zip, tar or folder of images.", show_default="the workload's")
 ]
 CalibrationCount = Annotated[
     int, typer.Option("--calibration-images", min=1, help="Unlabelled training images.")

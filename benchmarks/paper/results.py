@@ -28,7 +28,10 @@ class Table:
         )
 
     def show(self) -> None:
-        """Print the table on the terminal."""
+        """Print the table: drawn on a terminal, as Markdown where it goes to a file."""
+        if not console.is_terminal:
+            console.print(self.markdown(), soft_wrap=True, markup=False, highlight=False)
+            return
         screen = ScreenTable()
         for index, heading in enumerate(self.headings):
             screen.add_column(heading, justify="right" if index else "left")
