@@ -187,7 +187,7 @@ class Bench:
         """Return the unlabelled images of a specification's seed, as a job chooses them."""
         train = self.splits(spec.seed).train
         chosen, _ = calibration_images(train, spec.seed, spec.calibration_images)
-        return CalibrationImages(in_memory(chosen), self.fed)
+        return CalibrationImages(in_memory(chosen), self.fed, mirror=spec.method.mirror_images)
 
 
 def find(name: str, checkpoint: Path | None, images: Path | None) -> Workload:
