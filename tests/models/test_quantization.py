@@ -109,6 +109,18 @@ def test_operator_meets_torchs_own_rules():
         torch.library.opcheck(torch.ops.bitpress.quantize.default, arguments, test_utils=check)
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (5,), (3, 7, 50, 300), (2, 200_000)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_pieces_of_any_size_make_the_same_whole(shape, memory_format):
+    if memory_format == torch.channels_last and len(shape) != 4:
+        return
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=memory_format)
+    y = ActivationQuantizer(Scale(-2.0, 0.125))(x)
+    assert y.is_contiguous(memory_format=memory_format)
+    assert np.array_equal(y.numpy(), formula(x.numpy(), -2.0, 0.125))
+
+
 def test_reduced_precision_is_kept():
     quantizer = ActivationQuantizer(Scale(0.0, 0.25))
     assert quantizer(torch.tensor([0.3], dtype=torch.bfloat16)).dtype == torch.bfloat16
