@@ -45,10 +45,11 @@ from store.errors import InvalidSpec
 from store.specs import METHODS, CompressSpec, parse_spec
 from worker.activation_ranges import activation_scales
 from worker.calibration import CalibrationImages
-from worker.data import ImageSet, Splits, calibration_images, split_dataset
+from worker.data import ImageSet, Splits, split_dataset
 from worker.forms import channels_last, without_rounding
 from worker.image_cache import DecodedDataset
 from worker.networks import input_spec
+from worker.stages.surroundings import chosen_for_calibration
 
 KeyValues = list[str] | None
 
@@ -71,8 +72,8 @@ def measure(bench: Bench, spec: CompressSpec, full_precision: float) -> Run:
     """Compress once, as a job with ``spec`` does, and evaluate every form of the network."""
     fed, images = input_spec(spec), bench.reported(spec.seed)
     train = bench.splits[spec.seed].train
-    chosen, _ = calibration_images(train, spec.seed, spec.calibration_images)
-    calibrated = calibrate(bench.network, CalibrationImages(chosen, fed), spec)
+    chosen = chosen_for_calibration(train, spec)
+    calibrated = calibrate(bench.network, chosen, spec)
     _round_activations(calibrated.network, chosen, spec)
     accuracies = {
         "full_precision": full_precision,
@@ -108,10 +109,9 @@ def _run(
     )
 
 
-def _round_activations(network: nn.Module, chosen: ImageSet, spec: CompressSpec) -> None:
+def _round_activations(network: nn.Module, images: CalibrationImages, spec: CompressSpec) -> None:
     """Let ``network`` round what its layers are fed, where ``spec`` asks for it."""
     if spec.activation_bits < 32:
-        images = CalibrationImages(chosen, input_spec(spec))
         with progress("levels of activations") as report:
             scales = activation_scales(network, images, spec.activation_scale, report)
         quantize_inputs(network, scales)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from store.datasets import Dataset, DatasetStore
+from store.specs import CompressSpec
 from worker.calibration import CalibrationImages
-from worker.data import Splits, calibration_images, in_memory, split_dataset
+from worker.data import ImageSet, Splits, calibration_images, in_memory, split_dataset
 from worker.image_cache import decode_dataset
 from worker.networks import JobNetworks, input_spec
 from worker.stage_context import Progress, StageContext, Step
@@ -58,10 +59,14 @@ def splits_of(context: StageContext, progress: Progress) -> Splits:
 
 def calibration_images_of(context: StageContext, progress: Progress) -> CalibrationImages:
     """Return the images that the job's layers are calibrated on."""
-    spec = context.spec
     train = splits_of(context, without_fraction(progress)).train
+    return chosen_for_calibration(train, context.spec)
+
+
+def chosen_for_calibration(train: ImageSet, spec: CompressSpec) -> CalibrationImages:
+    """Return the images of ``train`` that a job with ``spec`` calibrates on."""
     chosen, _ = calibration_images(train, spec.seed, spec.calibration_images)
-    return CalibrationImages(in_memory(chosen), input_spec(spec))
+    return CalibrationImages(in_memory(chosen), input_spec(spec), mirror=spec.method.mirror_images)
 
 
 def networks_of(context: StageContext, dataset: Dataset) -> JobNetworks:
