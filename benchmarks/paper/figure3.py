@@ -12,13 +12,13 @@ from statistics import fmean
 from torch import nn
 
 from benchmarks.compression import (
-    accuracy_on,
     binarize_next,
     console,
     layers_to_binarize,
     progress,
 )
 from benchmarks.paper import charts
+from benchmarks.paper.comparison import measured
 from benchmarks.paper.options import (
     CACHE,
     OUTPUT,
@@ -39,6 +39,7 @@ from benchmarks.paper.results import Result, Table, percent, standard_error_note
 from benchmarks.paper.variants import bwnh_as_published
 from benchmarks.paper.workloads import Bench, find, load
 from store.specs import CompressSpec
+from worker.frontier import Frontier
 
 VARIANTS = {"with scale": True, "without scale": False}
 
@@ -68,13 +69,13 @@ def _after_each_layer(bench: Bench, spec: CompressSpec, split: str) -> list[floa
     judged = bench.split(spec.seed, split)
 
     def judge(network: nn.Module) -> float:
-        return accuracy_on(network, judged, bench.fed)
+        return measured(bench, network, judged).top1
 
-    binarized = copy.deepcopy(bench.network)
+    binarized, frontier = copy.deepcopy(bench.network), Frontier(images.batches)
     accuracies = [judge(binarized)]
     for name in layers_to_binarize(bench.network, spec):
         with progress(f"layer {len(accuracies)}") as report:
-            binarize_next(bench.network, binarized, name, images, spec, report)
+            binarize_next(bench.network, binarized, name, images, spec, report, frontier)
         accuracies.append(judge(binarized))
     return accuracies
 

@@ -12,10 +12,20 @@ def bwnh_as_published(parameters: Sequence[str] = ()) -> dict[str, Any]:
     """Return BWNH without anything of ours; ``parameters`` (``key=value``) count before all."""
     return {
         "name": "bwnh",
+        "recalibrate_batch_norm": "never",
+        "mirror_images": False,
         "sweeps": 20,
         "target": "full_precision",
+        "blocks": False,
         "scale": True,
+        "offset": False,
+        "correction": 0.0,
         "ridge": 0.0,
+        "positions": 65_536,  # the paper does not say
+        "starts": ("sign",),
+        "eliminate_scale": False,
+        "bit_pairs": 0,
+        "bases": 1,
         **pairs(parameters),
     }
 

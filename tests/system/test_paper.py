@@ -12,16 +12,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks import digits
-from benchmarks.compression import accuracy_on, calibrate
+from benchmarks.compression import calibrate
 from benchmarks.digits.training import predict
 from benchmarks.paper import figure1, figure2, figure3, table1
 from benchmarks.paper.charts import Dots, Level, Panel, Series, dots, lines, plot
-from benchmarks.paper.comparison import Budget, in_largest
+from benchmarks.paper.comparison import Budget, in_largest, measured
 from benchmarks.paper.results import Result, Table
 from benchmarks.paper.tables import Plan, make_table
 from benchmarks.paper.variants import PUBLISHED, VARIANTS, bwnh_as_published, chosen
 from benchmarks.paper.workloads import Bench, find, load
 from store.errors import InvalidSpec
+from store.specs import BwnhParameters
 
 COMMANDS = {
     "figure1": figure1.main,
@@ -91,7 +92,7 @@ def test_figure_3_goes_from_the_full_network_to_the_calibrated_one(
     assert scaled[0] == unscaled[0] == pytest.approx(right)
     spec = bench.workload.spec(bwnh_as_published(QUICKLY), calibration_images=IMAGES)
     calibrated = calibrate(bench.network, bench.calibration_images(spec), spec).network
-    assert scaled[-1] == accuracy_on(calibrated, bench.splits(0).test, bench.fed)
+    assert scaled[-1] == measured(bench, calibrated, bench.splits(0).test).top1
     # The paper's claim: without scales accuracy falls to chance.
     assert scaled[-1] > 0.9 > 0.3 > unscaled[-1]
 
@@ -177,6 +178,17 @@ def test_published_accuracies_are_those_of_rows_that_there_are() -> None:
         assert all(top5 is None or 0 < top1 < top5 < 100 for top1, top5 in rows.values())
         # The paper's claim, wherever it compares.
         assert max(rows, key=lambda key: rows[key][0]) in ("full_precision", "bwnh_as_published")
+
+
+def test_bwnh_as_published_depends_on_no_default_of_ours() -> None:
+    fixed = set(bwnh_as_published())
+    only_of_bases = {"bases_above", "bases_budget"}
+    assert fixed | only_of_bases == set(BwnhParameters.model_fields)
+    assert bwnh_as_published(["sweeps=3", "scale=false"]) == {
+        **bwnh_as_published(),
+        "sweeps": 3,
+        "scale": False,
+    }
 
 
 def test_an_unknown_method_is_answered_with_those_there_are() -> None:
