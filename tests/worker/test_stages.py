@@ -22,7 +22,7 @@ from store.errors import (
     NotFound,
     Unavailable,
 )
-from store.specs import parse_spec
+from store.specs import METHODS, parse_spec
 from store.uploads import UploadStore
 from worker.calibration import load_layer
 from worker.job_files import FileRef, JobFiles
@@ -283,6 +283,30 @@ def test_an_epoch_on_two_processes_comes_to_the_same_within_rounding(
             assert torch.allclose(tensor, states[1][name], rtol=1e-4, atol=1e-5), name
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        *({"name": name} for name in METHODS if name != "bwnh"),
+        {"name": "bwnh", "sweeps": 2, "offset": True, "mirror_images": True},
+        {"name": "bwnh", "sweeps": 2, "bases": 2, "bases_above": 0.0, "bases_budget": 1.0},
+    ],
+    ids=lambda method: "-".join([method["name"], *(key for key in method if key != "name")]),
+)
+def test_what_is_packed_of_every_method_is_what_was_trained(
+    settings: WorkerSettings, method: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    tuning = {"epochs": 2, "batch_size": 16, "latent": "magnitude"}
+    job_id = f"every-{request.node.callspec.id.replace('_', '-')}"
+    run = Run(context_of(settings, job_id, method=method, fine_tune=tuning))
+    report = run.all()
+    assert report["parity"]["top1_agreement"] == 1.0
+    assert report["parity"]["largest_logit_difference"] <= 1e-3 * report["parity"]["largest_logit"]
+    assert all(layer["binary"] for layer in report["layers"])
+    plan = artifact.decode(run.read("artifact")).plan
+    bases = [getattr(node, "bases", 1) for node in plan.nodes]
+    assert (max(bases) > 1) == ("bases" in method)
+
+
 @pytest.mark.parametrize("fine_tune", [None, FINE_TUNE])
 def test_activations_of_eight_bits_are_measured_as_they_are_served_and_without_rounding(
     settings: WorkerSettings, fine_tune: dict[str, Any] | None
@@ -363,3 +387,35 @@ def test_a_runtime_that_is_missing_is_told_before_anything_is_done(
         run.step(prepare(run.fresh())["prepare"])
     assert "reference" in (caught.value.remedy or "")
     assert not run.context.files.folder.exists()
+
+
+def test_a_dataset_that_is_not_kept_decoded_gives_the_same_artifact(
+    settings: WorkerSettings,
+) -> None:
+    training = {"epochs": 1, "batch_size": 16}
+    kept = Run(context_of(settings, "kept", fine_tune=training))
+    kept.all()
+    streaming = settings.model_copy(update={"max_cache_bytes": 0})
+    streamed = Run(context_of(streaming, "streamed", fine_tune=training))
+    streamed.all()
+    assert streamed.read("artifact") == kept.read("artifact")
+
+
+def test_training_on_random_crops_goes_on_where_it_was_interrupted(
+    settings: WorkerSettings,
+) -> None:
+    streaming = settings.model_copy(update={"max_cache_bytes": 0})
+    changes = {
+        "fine_tune": {"epochs": 2, "batch_size": 16, "augmentation": "random_resized_crop"},
+        "input": {
+            **{"channels": 1, "height": 8, "width": 8, "resize": 10},
+            **{"mean": [0.5], "std": [0.25]},
+        },
+    }
+    whole = Run(context_of(streaming, "crops", **changes))
+    report = whole.all()
+    assert artifact.decode(whole.read("artifact")).input.resize == 10
+    assert set(report["accuracy"]) == {"full_precision", "calibrated", "fine_tuned", "packed"}
+    resumed = Run(context_of(streaming, "crops-interrupted", **changes))
+    resumed.all(interrupted=True)
+    assert resumed.read("artifact") == whole.read("artifact")
