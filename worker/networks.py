@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models import registry
+from models.binarize import sign
 from models.layers import BinaryConv2d, BinaryLinear
 from models.preprocessing import InputSpec
 from models.quantization import quantize_inputs, scales_of
@@ -57,14 +58,17 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def finished_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Return the state of a fine-tuned network, the weights of its binary layers as int8 codes.
+    """Return the state of a fine-tuned network, codes of its binary layers as int8.
 
     `load_finished` puts it into a network of the same layers.
     """
     tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for name, layer in network.named_modules():
         if isinstance(layer, BinaryConv2d | BinaryLinear):
-            tensors[f"{name}.weight".removeprefix(".")] = layer.codes
+            for member in ("weight", "extra_codes"):
+                of_network = f"{name}.{member}".removeprefix(".")
+                if of_network in tensors:
+                    tensors[of_network] = sign(tensors[of_network]).to(torch.int8)
     return tensors
 
 
