@@ -61,7 +61,8 @@ def without_repeated_quantizers(drafts: Sequence[Draft]) -> list[Draft]:
     """Return the drafts without those that quantize a value as an earlier one does already.
 
     So it is where two layers are fed the same value, as at the start of a residual block that
-    changes the size. A network's output is no quantized value.
+    changes the size. The one that makes the network's output is not repeated: where nothing is
+    dead, all other drafts lead to what it reads.
     """
     kept: list[Draft] = []
     first: dict[Operator, str] = {}

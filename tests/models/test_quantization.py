@@ -243,6 +243,29 @@ def test_layer_of_several_bases_is_quantized_once(make_artifact):
         assert torch.allclose(load(artifact).run(x), net(x), atol=1e-5)
 
 
+class TwiceQuantized(nn.Module):
+    """The same quantizer for a layer and for the network's own result."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = BinaryLinear(5, 5)
+        self.layer.input_quantizer = ActivationQuantizer(Scale(0.0, 0.5))
+        self.last = ActivationQuantizer(Scale(0.0, 0.5))
+
+    def forward(self, x):
+        x = self.layer(torch.flatten(x, 1))
+        return self.last(x + self.layer(x))
+
+
+def test_output_may_be_quantized(make_artifact):
+    net = TwiceQuantized().eval()
+    artifact = make_artifact(net, (1, 1, 5))
+    assert isinstance(artifact.plan.nodes[-1], Quantize)
+    x = 4 * torch.randn(6, 1, 1, 5, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.allclose(load(artifact).run(x), net(x))
+
+
 def test_network_that_is_one_quantized_layer_can_be_lowered(make_artifact):
     layer = BinaryLinear(4, 3)
     layer.input_quantizer = ActivationQuantizer(Scale(-1.0, 0.5))
