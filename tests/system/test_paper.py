@@ -1,7 +1,10 @@
 """The paper's figures as commands: what they measure on the digits, and what they write."""
 
 import json
+import os
 import re
+import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,9 @@ from benchmarks.paper.variants import PUBLISHED, VARIANTS, bwnh_as_published, ch
 from benchmarks.paper.workloads import Bench, find, load
 from store.errors import InvalidSpec
 from store.specs import BwnhParameters
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("BITPRESS_SHARED", ROOT / "../shared"))
 
 COMMANDS = {
     "figure1": figure1.main,
@@ -204,6 +210,48 @@ def test_trying_out_leaves_the_test_images_alone(bench: Bench) -> None:
     assert bench.split(0, "validation") is splits.val
     assert not set(splits.val.rows) & set(splits.test.rows)
     assert set(splits.test.rows) == set(bench.dataset.splits["test"])
+
+
+@pytest.fixture
+def few_cifar_images(tmp_path: Path) -> Path:
+    """An archive with the first images of every class of both splits of CIFAR-10."""
+    most = {"train": 40, "test": 10}
+    taken: Counter[Path] = Counter()
+    cut = tmp_path / "cut.tar"
+    with (
+        tarfile.open(SHARED / "data/cifar10-jpeg.tar.xz", "r|xz") as archive,
+        tarfile.open(cut, "w") as kept,
+    ):
+        for member in archive:
+            of_class = Path(member.name).parent
+            if member.isfile() and taken[of_class] < most[of_class.parent.name]:
+                taken[of_class] += 1
+                kept.addfile(member, archive.extractfile(member))
+    return cut
+
+
+@pytest.mark.slow
+@pytest.mark.cifar
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data (BITPRESS_SHARED) is absent")
+def test_table_1_is_made_of_the_shipped_network(few_cifar_images: Path, tmp_path: Path) -> None:
+    table1.main(
+        dataset=few_cifar_images,
+        checkpoint=SHARED / "checkpoints/vgg9_cifar10.safetensors",
+        methods="bwn,bwnh_as_published",
+        epochs=1,
+        recipe=["batch_size=40"],
+        calibration_images=40,
+        threads=1,
+        cache=tmp_path / "cache",
+        output=tmp_path,
+    )
+    record = json.loads((tmp_path / "table1-vgg9-cifar10.json").read_text())
+    figures = record["figures"]
+    # Pixels that were normalised otherwise than in training would cost more than this.
+    assert figures["full_precision"] > 0.7
+    assert figures["bwnh_as_published.calibrated"] > figures["bwn.calibrated"] + 0.2
+    table = read_table((tmp_path / "table1-vgg9-cifar10.md").read_text())
+    assert [row[5:7] for row in table] == [["90.99", "-"], ["89.33", "1.66"], ["90.79", "0.20"]]
 
 
 def test_a_layer_that_stops_early_keeps_its_last_loss() -> None:
