@@ -155,6 +155,21 @@ class HwgqBwnParameters(_Method):
     name: Literal["hwgq_bwn"] = "hwgq_bwn"
 
 
+PAPERS_BWNH: Mapping[str, Any] = {
+    "name": "bwnh",
+    "recalibrate_batch_norm": "never",
+    "mirror_images": False,
+    "blocks": False,
+    "offset": False,
+    "correction": 0.0,
+    "ridge": 0.0,
+    "starts": ("sign",),
+    "eliminate_scale": False,
+    "bit_pairs": 0,
+    "bases": 1,
+}
+"""BWNH as published: every option of ours off."""
+
 MethodParameters = Annotated[
     BinaryConnectParameters | BwnParameters | BwnhParameters | HwgqBwnParameters | SqBwnParameters,
     Field(discriminator="name"),

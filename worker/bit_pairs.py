@@ -17,7 +17,7 @@ from worker.statistics import LayerStatistics
 def turn_pairs(statistics: LayerStatistics, solution: Solution, candidates: int) -> int:
     """Turn the best pair of every filter, in place; return how many filters gained by one.
 
-    The scales have to be fitted and positive, see `Solution`; they are so afterwards.
+    The scales have to be fitted; they are so afterwards.
     """
     codes = solution.codes
     count = min(candidates, len(codes))
@@ -31,7 +31,7 @@ def turn_pairs(statistics: LayerStatistics, solution: Solution, candidates: int)
     together = 8 * signs[:, :, None] * signs[:, None, :] * statistics.gram_at(rows)
     response = solution.response[:, None, None] + _sums(cost) + together
     possible = (response > solution.dead_below) & ~torch.eye(count, dtype=torch.bool)
-    quotient = torch.where(possible, after * after.abs() / response, -torch.inf)
+    quotient = torch.where(possible, after.square() / response, -torch.inf)
     best, place = quotient.flatten(1).max(dim=1)
     now = solution.correlation.square() / torch.where(solution.alive, solution.response, 1.0)
     (gaining,) = (solution.alive & (best > (1 + LEAST_GAIN) * now)).nonzero(as_tuple=True)

@@ -117,8 +117,6 @@ def descend(
     active = torch.arange(solution.codes.shape[1])
     for _ in range(sweeps):
         solution.fit_scales()  # only the first time does this change anything
-        if eliminate:
-            solution.make_scales_positive()
         codes = solution.codes[:, active]
         turned = _sweep(statistics, solution, codes, active, eliminate)
         solution.codes[:, active] = codes
@@ -169,10 +167,10 @@ def decide(
     """Apply the bit step to one block, row by row, each row knowing all decisions before it.
 
     ``codes``, ``rows`` = ``(G B)[block]`` and ``projection`` have shape (rows, n), ``gram`` is
-    (rows, rows); ``scales`` (n,), or None where they are eliminated and ``correlation`` is not
-    negative. ``correlation`` and ``response`` are ``b^T p`` and ``b^T G b``, (n,). All but
-    ``projection``, ``gram`` and ``scales`` are brought up to date in place. A bit whose two values
-    are equally good keeps its value.
+    (rows, rows); ``scales`` (n,), or None where they are eliminated. ``correlation`` and
+    ``response`` are ``b^T p`` and ``b^T G b``, (n,). All but ``projection``, ``gram`` and
+    ``scales`` are brought up to date in place. A bit whose two values are equally good keeps its
+    value.
     """
     for j in range(len(codes)):
         old = codes[j]
@@ -212,11 +210,11 @@ def _grown_quotients(
     """Return for which filters ``(b^T p)^2 / b^T G b`` grows where bit j is turned.
 
     ``share`` is ``b_j p_j``, ``answer`` is ``b_j (G b)_j``, both (n,). Quotients are compared
-    crosswise, with the sign of ``b^T p``, so that nothing is divided by a vanishing response.
+    crosswise, so that nothing is divided by a vanishing response.
     """
     after = correlation - 2.0 * share
     energy = response + 4.0 * (float(diagonal) - answer)
-    grown = after * np.abs(after) * response > (1 + LEAST_GAIN) * correlation**2 * energy
+    grown = after**2 * response > (1 + LEAST_GAIN) * correlation**2 * energy
     turned: NDArray[np.int64] = (grown & (energy > 0)).nonzero()[0]
     return turned
 

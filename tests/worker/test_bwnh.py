@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from store.specs import PAPERS_BWNH, BwnhParameters
 from worker import descent
 from worker.methods import bwn, bwnh
 from worker.methods.protocol import BinaryFilters, LayerProblem
@@ -25,9 +26,13 @@ def statistics_of(seen: Tensor, targets: Tensor) -> LayerStatistics:
     return accumulate([(seen, targets)], seen.shape[1], targets.shape[1], len(seen))
 
 
+PAPER = BwnhParameters(**PAPERS_BWNH).own_parameters()
+
+
 def solve(seen: Tensor, targets: Tensor, weight: Tensor, **parameters: object) -> BinaryFilters:
+    """Solve by the paper's form of the method, but for ``parameters``."""
     problem = LayerProblem(weight, lambda *_: statistics_of(seen, targets), lambda *_: None)
-    return bwnh.binarize(problem, **parameters)  # type: ignore[arg-type]
+    return bwnh.binarize(problem, **{**PAPER, **parameters})  # type: ignore[arg-type]
 
 
 def errors(seen: Tensor, targets: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
@@ -157,7 +162,8 @@ def test_gram_and_samples_give_the_same_solution() -> None:
     for ridge in (0.0, 0.5):
         by_samples, by_gram = (
             bwnh.binarize(
-                LayerProblem(weight, lambda *_, s=form: s, lambda *_: None), ridge=ridge, sweeps=4
+                LayerProblem(weight, lambda *_, s=form: s, lambda *_: None),
+                **{**PAPER, "ridge": ridge, "sweeps": 4},
             )
             for form in (few, gram)
         )
@@ -170,7 +176,7 @@ def test_white_input_gives_sign_and_mean_magnitude() -> None:
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(4))
     means = torch.zeros(32), torch.zeros(8)
     white = GramStatistics(torch.eye(32), weight.T.contiguous(), weight.square().sum(dim=1), *means)
-    solved = bwnh.binarize(LayerProblem(weight, lambda *_: white, lambda *_: None))
+    solved = bwnh.binarize(LayerProblem(weight, lambda *_: white, lambda *_: None), **PAPER)
     torch.testing.assert_close(solved.codes, torch.where(weight >= 0, 1.0, -1.0))
     torch.testing.assert_close(solved.scale, weight.abs().mean(dim=1))
 

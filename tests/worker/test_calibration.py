@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,18 @@ from models.runtime import load
 from store import specs
 from store.errors import InvalidCheckpoint, InvalidSpec
 from worker import activations, calibration, calibration_images
+from worker import frontier as frontiers
 from worker.activations import (
     PositionSampler,
+    at_positions,
     filter_rows,
+    filters_of,
     input_of,
     output_positions,
     patches,
+    responses,
 )
+from worker.frontier import Frontier
 from worker.methods import METHODS
 from worker.statistics import GramStatistics, SampleStatistics, accumulate
 
@@ -120,12 +126,12 @@ def test_patches_times_filters_are_the_convolution(
         height, width = output_positions(layer, fed)
         assert expected.shape[2:] == (height, width)
         rows = expected.permute(0, 2, 3, 1).reshape(-1, 5)
-        everything = (
-            patches(layer, fed, torch.arange(len(rows))) @ filter_rows(layer, layer.weight).T
-        )
+        filters = filter_rows(layer, layer.weight)
+        assert torch.equal(filters_of(layer, filters), layer.weight)
+        everything = patches(layer, fed, torch.arange(len(rows))) @ filters.T
         torch.testing.assert_close(everything, rows, rtol=1e-4, atol=1e-5)
         chosen = torch.randperm(len(rows))[: max(1, len(rows) // 2)]
-        some = patches(layer, fed, chosen) @ filters
+        some = patches(layer, fed, chosen) @ filters.T
         torch.testing.assert_close(some, rows[chosen], rtol=1e-4, atol=1e-5)
 
 
@@ -330,3 +336,176 @@ def test_a_grouped_convolution_is_refused_with_a_remedy() -> None:
             progress=lambda *_: None,
         )
     assert caught.value.field == "spec.keep_float"
+
+
+def test_responses_are_the_layer_without_its_bias() -> None:
+    batch = torch.randn(2, 3, 6, 5)
+    layer = nn.Conv2d(3, 4, 3, padding=1)
+    chosen = torch.tensor([0, 31, 59])
+    with torch.no_grad():
+        made = at_positions(responses(layer, batch), chosen)
+        rows = (layer(batch) - layer.bias[:, None, None]).permute(0, 2, 3, 1).reshape(-1, 4)
+        torch.testing.assert_close(made, rows[chosen])
+        linear = nn.Linear(90, 7)
+        vectors = at_positions(responses(linear, batch.flatten(1)), torch.tensor([1]))
+        torch.testing.assert_close(vectors, batch.flatten(1)[1:] @ linear.weight.T)
+
+
+class Reusing(nn.Module):
+    """A value that is read again three layers later, a method call, and a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.shift = nn.Parameter(torch.randn(1))
+        self.last = nn.Linear(4 * 36, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.layers[0](x).relu()
+        second = torch.relu(self.layers[1](first)) * self.shift
+        third = self.layers[2](second) + first
+        logits: Tensor = self.last(third.relu().flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize("most", [0, 10**9])
+def test_a_frontier_gives_every_layer_what_a_forward_pass_would(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontiers, "MOST_BYTES", most)
+    net = Reusing().eval()
+    batches = [torch.randn(3, 4, 6, 6), torch.randn(1, 4, 6, 6)]
+    frontier = Frontier(lambda: iter(batches))
+    names = ["layers.0", "layers.1", "layers.1", "layers.2", "last", "layers.1"]
+    with torch.no_grad():
+        for name in names:
+            # As calibration does: what lies before the layer is never changed again.
+            for fed, batch in zip(frontier.inputs(net, name), batches, strict=True):
+                assert torch.equal(fed.input, input_of(net, name, batch))
+            if name == "layers.1":
+                with torch.no_grad():
+                    net.layers[1].weight.mul_(0.5)
+
+
+def test_a_frontier_left_in_the_middle_starts_again() -> None:
+    net, data = SmallNet(0), images(0, 150)
+    frontier = Frontier(data.batches)
+    with torch.no_grad():
+        next(frontier.inputs(net, "second"))
+        got = [fed.input for fed in frontier.inputs(net, "second")]
+        for one, batch in zip(got, data.batches(), strict=True):
+            assert torch.equal(one, input_of(net, "second", batch))
+
+
+def test_a_frontier_computes_a_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, data = SmallNet(0), images(0, 4)
+    runs: dict[str, int] = {}
+    for name, module in net.named_modules():
+        module.register_forward_hook(
+            lambda *_, name=name: runs.update({name: runs.get(name, 0) + 1})
+        )
+    frontier = Frontier(data.batches)
+    with torch.no_grad():
+        for name in ("first", "second", "last"):
+            list(frontier.inputs(net, name))
+    assert runs == {"first": 1, "norm": 1, "second": 1, "norm_two": 1}
+
+
+def test_a_network_that_cannot_be_traced_is_run_anew_for_every_layer() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.layer(x if x.sum() > 0 else -x)
+            return result
+
+    net, batch = Branching().eval(), -torch.rand(2, 3)
+    frontier = Frontier(lambda: iter([batch]))
+    with torch.no_grad():
+        (fed,) = frontier.inputs(net, "layer")
+    assert torch.equal(fed.input, -batch)
+    assert frontier.block(net, "layer") is None
+
+
+def test_the_end_of_a_residual_block_aims_at_the_blocks_result() -> None:
+    net, data = SmallNet(2), images(2)
+    assert Frontier(data.batches).block(net, "first") is None
+    found = Frontier(data.batches).block(net, "second")
+    assert found is not None and found.norm == "norm_two"
+    own, block = (binarized(net, data, blocks=blocks) for blocks in (False, True))
+    everything = torch.cat(list(data.batches()))
+
+    def result(network: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return torch.cat(
+                [fed.input for fed in Frontier(lambda: iter([everything])).inputs(network, "last")]
+            )
+
+    wanted = result(net)
+    assert (result(block) - wanted).square().mean() < 0.95 * (result(own) - wanted).square().mean()
+
+
+def test_mirrored_images_follow_their_originals() -> None:
+    plain = images(0, 150)
+    both = replace(plain, mirror=True)
+    assert len(both) == 300
+    batches = list(both.batches())
+    for one, other, original in zip(batches[::2], batches[1::2], plain.batches(), strict=True):
+        assert torch.equal(one, original)
+        assert torch.equal(other, original.flip(3))
+
+
+def test_norms_behind_a_layer_are_estimated_with_it(tmp_path: Path) -> None:
+    net, data = SmallNet(4), images(4)
+    done = copy.deepcopy(net)
+    frontier = Frontier(data.batches)
+    for name in ("first", "second"):
+        layer = calibration.calibrate_next(
+            net,
+            done,
+            name,
+            data,
+            method="bwnh",
+            parameters={"offset": True},
+            seed=0,
+            progress=lambda *_: None,
+            recalibrate=True,
+            frontier=frontier,
+        )
+        calibration.save_layer(layer, tmp_path / name)
+    assert set(layer.norms) == {"norm_two.running_mean", "norm_two.running_var"}
+    assert layer.offset is not None
+    resumed = copy.deepcopy(net)
+    for name in ("first", "second"):
+        calibration.apply_layer(resumed, calibration.load_layer(tmp_path / name))
+    for (name, one), other in zip(
+        done.state_dict().items(), resumed.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
+    everything = torch.cat(list(data.batches()))
+    with torch.no_grad():
+        fed = done.first(everything)
+        torch.testing.assert_close(done.norm.running_mean, fed.mean(dim=(0, 2, 3)))
+        behind = done.second(done.norm(fed).relu())
+        torch.testing.assert_close(done.norm_two.running_var, behind.var(dim=(0, 2, 3)))
+
+
+def test_further_bases_stay_within_their_budget_and_survive_packing() -> None:
+    net, data = SmallNet(6), images(6)
+    weights = {"first": 432, "second": 2304, "last": 2880}
+    wanted = {"bases": 3, "bases_above": 0.0, "bases_budget": 0.2}
+    done = binarized(net, data, **wanted)
+    bases = {name: done.get_submodule(name).bases for name in weights}
+    # A fifth of 5616 weights: two more bases of the first layer, and then nothing else fits.
+    assert bases == {"first": 3, "second": 1, "last": 1}
+    plan, tensors = lower(done, (3, 12, 12))
+    artifact = Artifact(plan, tensors, INPUT, tuple("abcde"), {}, {})
+    batch = next(images(4).batches())
+    with torch.no_grad():
+        expected = done(batch)
+    answered = load(artifact, "reference").run(batch)
+    assert (answered - expected).abs().max() <= 1e-4 * expected.abs().max()
+    plain = binarized(net, data)
+    assert distance(net, done, data) < distance(net, plain, data)

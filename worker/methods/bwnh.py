@@ -139,7 +139,6 @@ def _search(
     if bit_pairs == 0 or sweeps == 0 or not solution.learn_scale:
         return
     for _ in range(PAIR_ROUNDS):
-        solution.make_scales_positive()
         if turn_pairs(statistics, solution, bit_pairs) == 0:
             return
         _, *later = descend(statistics, solution, sweeps, eliminate=eliminate)
