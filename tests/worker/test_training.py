@@ -23,7 +23,7 @@ from models.layers import (
     replace_layer,
 )
 from models.preprocessing import normalise
-from store.errors import InvalidSpec
+from store.errors import InvalidSpec, JobCrashed
 from worker.training.distributed import train_epoch
 from worker.training.images import CachedImages
 from worker.training.recipe import Recipe
@@ -349,3 +349,25 @@ def test_what_a_process_raises_reaches_the_caller(tmp_path):
         )
     assert raised.value.field == "spec.fine_tune.batch_size"
     assert not np.any([path.exists() for path in tmp_path.iterdir()])
+
+
+def broken_trainer():
+    """Fail as nobody expected."""
+    raise RuntimeError("a bug in the trainer")
+
+
+@pytest.mark.slow
+def test_a_process_that_breaks_is_told_and_logged(tmp_path, caplog):
+    with pytest.raises(JobCrashed, match="stopped unexpectedly"):
+        train_epoch(
+            "tests.worker.test_training:broken_trainer",
+            {},
+            0,
+            state=None,
+            result=tmp_path / "never.safetensors",
+            processes=1,
+            threads=1,
+            progress=silent,
+        )
+    (record,) = caplog.records
+    assert "a bug in the trainer" in record.output

@@ -16,10 +16,12 @@ import argparse
 import ctypes
 import importlib
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +34,10 @@ from safetensors.torch import load_file, save_file
 from store.errors import BitpressError, JobCrashed, from_problem
 from worker.training.trainer import EpochFigures, Progress, Trainer
 
+log = logging.getLogger("worker.training")
+
 _PR_SET_PDEATHSIG = 1
+_LOGGED = 10_000  # characters of a failed run's output
 
 
 def train_epoch(
@@ -72,23 +77,32 @@ def train_epoch(
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
     }
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=_die_with_parent
-    )
-    try:
-        assert process.stdout is not None
-        figures = _read(process.stdout, progress)
-        status = process.wait()
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-    if figures is None or status != 0:
-        raise JobCrashed(
-            f"A training process stopped unexpectedly (status {status}).",
-            remedy="See the worker's log; train on fewer processes if memory ran out.",
+    # The log is one JSON object a line: what torchrun has to say goes into one of them.
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            preexec_fn=_die_with_parent,
         )
+        try:
+            assert process.stdout is not None
+            figures = _read(process.stdout, progress)
+            status = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        if figures is None or status != 0:
+            errors.seek(0)
+            log.error("training processes failed", extra={"output": errors.read()[-_LOGGED:]})
+            raise JobCrashed(
+                f"A training process stopped unexpectedly (status {status}).",
+                remedy="See the worker's log; train on fewer processes if memory ran out.",
+            )
     return figures
 
 
