@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -371,3 +373,31 @@ def test_a_process_that_breaks_is_told_and_logged(tmp_path, caplog):
         )
     (record,) = caplog.records
     assert "a bug in the trainer" in record.output
+
+
+def sleeping_trainer(folder):
+    """Leave this process's id in ``folder``, and never come to an end."""
+    pid = os.getpid()
+    (Path(folder) / f".{pid}").touch()
+    (Path(folder) / f".{pid}").rename(Path(folder) / str(pid))
+    time.sleep(300)
+
+
+@pytest.mark.slow
+def test_all_processes_die_with_the_one_that_trains(tmp_path, is_running, wait_until):
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from worker.training.distributed import train_epoch\n"
+        "train_epoch('tests.worker.test_training:sleeping_trainer', {'folder': sys.argv[1]}, 0,"
+        " state=None, result=Path(sys.argv[1]) / 'never', processes=2, threads=1, progress=print)"
+    )
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    started = subprocess.Popen([sys.executable, "-c", program, str(pids)], cwd=REPOSITORY)
+    try:
+        wait_until(lambda: len(list(pids.glob("[0-9]*"))) == 2, "both processes", 60)
+    finally:
+        started.kill()
+        started.wait()
+    for path in pids.glob("[0-9]*"):
+        wait_until(lambda pid=int(path.name): not is_running(pid), "a process's end", 30)
