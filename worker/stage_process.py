@@ -222,7 +222,8 @@ def _died(code: int) -> JobCrashed:
     if code == -signal.SIGKILL:
         return JobCrashed(
             "The job's process was killed, which is what the system does when memory runs out.",
-            remedy="Give the worker more memory, or use fewer calibration images or positions.",
+            remedy="Give the worker more memory, or use fewer calibration images or positions; in "
+            "fine-tuning, a smaller batch_size.",
         )
     if code < 0:
         cause = f"was ended by the signal {signal.Signals(-code).name}"

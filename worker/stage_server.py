@@ -32,7 +32,8 @@ _PROGRESS_EVERY_S = 0.2
 
 _OUT_OF_MEMORY = JobCrashed(
     "The job ran out of memory.",
-    remedy="Give the worker more memory, or use fewer calibration images or positions.",
+    remedy="Give the worker more memory, or use fewer calibration images or positions; in "
+    "fine-tuning, a smaller batch_size.",
 )
 _DISK_FULL = StorageExhausted(
     "The server has no space left for the job's files.",

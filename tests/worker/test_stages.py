@@ -263,6 +263,17 @@ def test_an_epoch_repeated_before_it_was_recorded_leaves_the_same_state(
     assert run.read("training") == last
 
 
+def test_a_batch_that_the_processes_cannot_divide_is_refused_before_anything_is_done(
+    settings: WorkerSettings,
+) -> None:
+    three = settings.model_copy(update={"training_processes": 3})
+    run = Run(context_of(three, "indivisible", fine_tune={"epochs": 1, "batch_size": 8}))
+    with pytest.raises(InvalidSpec) as caught:
+        run.step(prepare(run.fresh())["prepare"])
+    assert caught.value.field == "spec.fine_tune.batch_size"
+    assert "multiple of 3" in (caught.value.remedy or "")
+
+
 @pytest.mark.slow
 def test_an_epoch_on_two_processes_comes_to_the_same_within_rounding(
     settings: WorkerSettings,
@@ -275,6 +286,8 @@ def test_an_epoch_on_two_processes_comes_to_the_same_within_rounding(
         run = Run(context_of(chosen, job_id, fine_tune=wanted))
         (epoch,) = run.all()["fine_tuning"]["epochs"]
         losses.append(epoch["loss"])
+        origin = artifact.decode(run.read("artifact")).provenance
+        assert origin.get("training_processes", 1) == chosen.training_processes
         states.append(load(run.read("training")))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert states[0].keys() == states[1].keys()

@@ -50,7 +50,7 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
             predict["packed_float_activations"] = _unrounded(network, packed, served.name).run
         logits = logits_of_forms(predict, test, input_spec(context.spec), progress)
         accuracies = {form: accuracy(found, test.labels) for form, found in logits.items()}
-        origin = provenance(context.spec, prepared["digests"])
+        origin = {**provenance(context.spec, prepared["digests"]), **_training_origin(context)}
         final = dataclasses.replace(packed, provenance=origin, accuracy=accuracies)
         files = _stage_files(context, final, logits["packed"], test, dataset)
         path = context.files.resolve(files["artifact"])
@@ -113,6 +113,14 @@ def _stage_files(
         "artifact": write(f"{STAGED}/{ARTIFACT}", partial(write_artifact, final)),
         "predictions": write(f"{STAGED}/{PREDICTIONS}", partial(write_json, answered)),
     }
+
+
+def _training_origin(context: StageContext) -> dict[str, Any]:
+    """Return the one thing more that a trained artifact depends on: in what order sums are made."""
+    processes = context.settings.training_processes
+    if context.spec.fine_tune is None or processes == 1:
+        return {}
+    return {"training_processes": processes}
 
 
 def _fine_tuning(epochs: list[Mapping[str, Any]]) -> dict[str, Any]:

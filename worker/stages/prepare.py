@@ -37,7 +37,7 @@ def prepare(context: StageContext) -> Mapping[str, Step]:
         order = layer_order(network, input_spec(spec).shape)
         layers = _layers_to_binarize(spec, network, order)
         splits = splits_of(context, progress)
-        _require_whole_batch(spec, splits.train)
+        _require_whole_batch(context, splits.train)
         _, chosen = calibration_images(splits.train, spec.seed, spec.calibration_images)
         progress(1.0, f"calibration on {chosen}")
         state = network.state_dict()
@@ -74,13 +74,23 @@ def _restored(context: StageContext, dataset: Dataset) -> nn.Module:
     return network
 
 
-def _require_whole_batch(spec: CompressSpec, train: ImageSet) -> None:
-    if spec.fine_tune is not None and len(train) < spec.fine_tune.batch_size:
+def _require_whole_batch(context: StageContext, train: ImageSet) -> None:
+    """Refuse what the stage of fine-tuning could not do, before calibration has cost its time."""
+    recipe, processes = context.spec.fine_tune, context.settings.training_processes
+    if recipe is None:
+        return
+    if len(train) < recipe.batch_size:
         raise InvalidSpec(
-            f"A batch of {spec.fine_tune.batch_size} is more than the {len(train)} training "
-            "images.",
+            f"A batch of {recipe.batch_size} is more than the {len(train)} training images.",
             field="spec.fine_tune.batch_size",
             remedy=f"Ask for a batch_size of at most {len(train)}.",
+        )
+    if recipe.batch_size % processes:
+        raise InvalidSpec(
+            f"This worker trains with {processes} processes, among which a batch of "
+            f"{recipe.batch_size} cannot be divided.",
+            field="spec.fine_tune.batch_size",
+            remedy=f"Ask for a multiple of {processes}.",
         )
 
 
