@@ -1,8 +1,8 @@
 """Plots of one look: readable at the width of a page, in print and without colour vision.
 
 Colours are those of Okabe and Ito, "Color universal design" (2008), or for ordered series the map
-cividis (Nunez, Anderton and Renslow, PLOS ONE 2018); markers and line styles differ as well, so
-that no plot depends on colour. Nothing here needs a display.
+viridis (van der Walt and Smith, 2015); markers and line styles differ as well, so that no plot
+depends on colour. Nothing here needs a display.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -149,7 +149,6 @@ def lines(
             style = _STYLES[1 + index % (len(_STYLES) - 1)]
             axes.axhline(level.y, color=GREY, linestyle=style, linewidth=1.4, label=level.name)
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
-        axes.set_ylim(*y_range)
         if log:
             axes.set_yscale("log")
             # Plain numbers: powers of ten with a factor before them are hard to read.
@@ -157,6 +156,9 @@ def lines(
             axes.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
             axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
             axes.grid(visible=True, which="minor", axis="y")
+        if y_range != (None, None):
+            # Not always: this also ends the fitting of the range to what is drawn.
+            axes.set_ylim(*y_range)
         if ticks is None:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         else:
@@ -236,5 +238,5 @@ def dots(
 def _along_map(index: int, count: int) -> tuple[float, float, float, float]:
     low, high = _MAP_RANGE
     share = index / max(count - 1, 1)
-    red, green, blue, alpha = matplotlib.colormaps["cividis"](low + (high - low) * share)
+    red, green, blue, alpha = matplotlib.colormaps["viridis"](low + (high - low) * share)
     return red, green, blue, alpha

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -318,6 +319,18 @@ def test_equal_figures_give_equal_pictures_whatever_a_user_configured(tmp_path: 
     with matplotlib.rc_context({"font.size": 30.0, "axes.facecolor": "black"}):
         plot(tmp_path / "two.png", (3.0, panel_of_lines()))
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_lines_fill_their_panel(log: bool) -> None:
+    axes = Figure().subplots()
+    values = [0.4, 0.02, 0.0001]
+    lines([Series("one", [0, 1, 2], values)], title="t", x_label="x", y_label="y", log=log)(axes)
+    low, high = axes.get_ylim()
+    assert low < min(values) and max(values) < high
+    # What a margin adds, and no more.
+    extent = np.log10([low, high, *values]) if log else np.array([low, high, *values])
+    assert np.ptp(extent[2:]) > 0.8 * np.ptp(extent[:2])
 
 
 def test_dots_with_missing_values_are_drawn(tmp_path: Path) -> None:
