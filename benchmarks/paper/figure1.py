@@ -96,9 +96,9 @@ def result(bench: Bench, losses: Losses, seeds: Sequence[int], count: int) -> Re
             f"sweep over the bits. {count:,} unlabelled images, layers in the order of execution, "
             "each with all layers before it binary. A line ends where no bit changed any more, or "
             "where the sweeps were used up.",
-            "The responses are those to the calibration images themselves. Where a layer sees fewer "
-            "samples than it has inputs, as a linear layer does that sees one an image, a low loss "
-            "says little of other images.",
+            "The responses are those to the calibration images themselves. Where a layer sees "
+            "fewer samples than it has inputs, as a linear layer does that sees one an image, a "
+            "low loss says little of other images.",
         ),
         table=Table(headings, rows),
         figures={
