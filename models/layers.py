@@ -47,9 +47,11 @@ class _BinaryWeights(nn.Module):
         self.input_quantizer: nn.Module | None = None
         self.bases = 1 + further_bases
         if further_bases:
-            codes = self.weight.new_ones(further_bases, *self.weight.shape)
-            self.register_buffer("extra_codes", codes)
-            self.extra_scale = nn.Parameter(codes.new_zeros(codes.shape[:2]))
+            # Not (K - 1, N, ...): of five axes torch makes no channels-last tensor.
+            shape = (further_bases * len(self.weight), *self.weight.shape[1:])
+            self.register_buffer("extra_codes", self.weight.new_ones(shape))
+            scales = self.weight.new_zeros(further_bases, len(self.weight))
+            self.extra_scale = nn.Parameter(scales)
 
     @property
     def codes(self) -> Tensor:
@@ -57,7 +59,8 @@ class _BinaryWeights(nn.Module):
         first = sign(self.weight.detach()).to(torch.int8)
         if self.bases == 1:
             return first
-        return torch.cat([first[None], self.extra_codes.to(torch.int8)])
+        further = self.extra_codes.to(torch.int8).reshape(-1, *first.shape)
+        return torch.cat([first[None], further])
 
     @property
     def scales(self) -> Tensor:
@@ -72,7 +75,8 @@ class _BinaryWeights(nn.Module):
         axes = (1,) * (self.weight.ndim - 1)
         weight = self.quantizer(self.weight) * self.scale.view(-1, *axes)
         for basis in range(self.bases - 1):
-            weight = weight + self.extra_codes[basis] * self.extra_scale[basis].view(-1, *axes)
+            codes = self.extra_codes[basis * len(weight) : (basis + 1) * len(weight)]
+            weight = weight + codes * self.extra_scale[basis].view(-1, *axes)
         return weight
 
 
@@ -80,7 +84,7 @@ class BinaryConv2d(_BinaryWeights, nn.Conv2d):
     """A convolution with weights -1 and +1 and one scale per filter.
 
     ``weight``: latent weights, float ``(N, C / groups, kh, kw)``. ``scale``: float ``(N,)``,
-    1 at first. With K > 1 bases, ``extra_codes``: -1 or +1, ``(K - 1, N, C / groups, kh, kw)``, a
+    1 at first. With K > 1 bases, ``extra_codes``: -1 or +1, ``((K - 1) N, C / groups, kh, kw)``, a
     buffer, and ``extra_scale``: float ``(K - 1, N)``, 0 at first.
     Input ``(B, C, H, W)``, output ``(B, N, H', W')``.
     """
@@ -98,7 +102,7 @@ class BinaryLinear(_BinaryWeights, nn.Linear):
     """A linear layer with weights -1 and +1 and one scale per output.
 
     ``weight``: latent weights, float ``(N, S)``. ``scale``: float ``(N,)``, 1 at first. With K > 1
-    bases, ``extra_codes``: -1 or +1, ``(K - 1, N, S)``, a buffer, and ``extra_scale``: float
+    bases, ``extra_codes``: -1 or +1, ``((K - 1) N, S)``, a buffer, and ``extra_scale``: float
     ``(K - 1, N)``, 0 at first. Input ``(..., S)``, output ``(..., N)``.
     """
 
@@ -148,7 +152,7 @@ def binarize_layer(
         binary.weight.copy_(codes[0])
         binary.scale.copy_(scale[0])
         if further:
-            binary.extra_codes.copy_(codes[1:])
+            binary.extra_codes.copy_(codes[1:].flatten(0, 1))
             binary.extra_scale.copy_(scale[1:])
         if binary.bias is not None:
             binary.bias.zero_()

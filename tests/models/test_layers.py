@@ -193,3 +193,10 @@ def test_an_offset_is_added_to_the_bias():
     assert torch.equal(binary.bias, layer.bias + torch.tensor([1.0, -2.0]))
     with pytest.raises(ValueError, match="offset is"):
         binarize_layer(layer, torch.ones(2, 4), torch.ones(2), torch.ones(3))
+
+
+def test_a_layer_of_several_bases_can_be_channels_last():
+    binary = binarize_layer(nn.Conv2d(4, 6, 3), random_codes((3, 6, 4, 3, 3)), torch.rand(3, 6))
+    x = torch.randn(2, 4, 9, 9)
+    expected = binary(x)
+    torch.testing.assert_close(binary.to(memory_format=torch.channels_last)(x), expected)

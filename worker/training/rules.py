@@ -87,8 +87,7 @@ class ScaledSignRule:
             layer.weight.copy_(sign(layer.weight) * sign(layer.scale).reshape(-1, *axes))
             layer.scale.abs_()
             if layer.bases > 1:
-                bases = layer.bases - 1
-                layer.extra_codes *= sign(layer.extra_scale).reshape(bases, -1, *axes)
+                layer.extra_codes *= sign(layer.extra_scale).reshape(-1, *axes)
                 layer.extra_scale.abs_()
         layer.quantizer = sign_straight_through
 
