@@ -172,6 +172,43 @@ def test_the_same_job_again_sends_no_images_and_gives_the_same_bytes(
         assert [dataset.name for dataset in client.datasets()] == ["corners"]
 
 
+def test_a_model_is_trained_and_its_activations_rounded_where_options_say_so(
+    service: Up, checkpoint: Path, images: Path
+) -> None:
+    wanted = JOB.replace("--name corners", "--name tuned")
+    training = "--fine-tune-epochs 2 --fine-tune batch_size=8 --fine-tune drops=[0.5]"
+    command = f"compress {checkpoint} --dataset {images} {wanted} {training} --activation-bits 8"
+    ran = service.run(*command.split(), "--wait")
+    assert ran.returncode == 0, ran.stderr
+    assert "fine_tune epoch-0001" in ran.stderr
+    with Client(service.url) as client:
+        model = client.model("tuned")
+        job = client.job(model.job)
+        report = client.report(model.job)
+    accuracy = report.accuracy
+    assert accuracy == model.accuracy
+    # As good as the network that was given: the corners are easy.
+    assert accuracy.fine_tuned is not None and accuracy.fine_tuned > 0.9
+    assert accuracy.packed == accuracy.fine_tuned
+    assert accuracy.packed_float_activations is not None
+    for form in (accuracy.calibrated, accuracy.fine_tuned, accuracy.packed_float_activations):
+        assert f"{form:.2%}" in ran.stdout
+    assert [epoch.epoch for epoch in job.epochs] == [1, 2]
+    assert all(epoch.images_per_second > 0 for epoch in job.epochs)
+    assert [step["epoch"] for step in report.document["fine_tuning"]["epochs"]] == [1, 2]
+    assert {"fine_tune", "evaluate"} <= report.stage_seconds.keys()
+    # Served in the arithmetic that was measured.
+    answered = service.run("predict", str(images / "test"), "--model", "tuned", "--json")
+    found = {
+        Path(line["image"]).relative_to(images / "test").as_posix(): line["top"][0]["label"]
+        for line in map(json.loads, answered.stdout.splitlines())
+    }
+    recorded = json.loads((service.data_dir / "models/tuned/1/predictions.json").read_text())
+    assert len(recorded["images"]) == len(found)
+    for image in recorded["images"]:
+        assert found[image["name"].removeprefix("test/")] == image["class"]
+
+
 def test_a_mistake_is_told_while_a_large_checkpoint_is_still_on_its_way(
     service: Up, tmp_path: Path
 ) -> None:
