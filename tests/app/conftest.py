@@ -171,11 +171,18 @@ Publish = Callable[..., ModelVersion]
 def publish(tmp_path: Path) -> Publish:
     """Publishes a tiny model in a service's store, as a worker would."""
 
-    def do(service: Service, name: str, seed: int = 0, job_id: str | None = None) -> ModelVersion:
+    def do(
+        service: Service,
+        name: str,
+        seed: int = 0,
+        job_id: str | None = None,
+        **more_accuracies: float,
+    ) -> ModelVersion:
         artifacts.write(tiny_artifact(seed), tmp_path / "artifact.safetensors")
         report = {
             "spec": spec_of(name).model_dump(mode="json"),
-            "accuracy": {"full_precision": 0.875, "calibrated": 0.8, "packed": 0.75},
+            "accuracy": {"full_precision": 0.875, "calibrated": 0.8, "packed": 0.75}
+            | more_accuracies,
             "bytes": {"float": 4096, "packed": 1024},
             "compression_ratio": 4.0,
         }

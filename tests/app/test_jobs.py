@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from app.routes.jobs import job_answer
 from store.errors import JobCrashed
 from store.job_record import Job
 
@@ -121,3 +122,16 @@ def test_a_failed_job_has_no_report(ready: Any) -> None:
     answer = ready.http.get("/jobs/failed/report")
     assert answer.status_code == 404
     assert "failed" in answer.json()["detail"]
+
+
+def test_a_job_shows_the_epochs_of_its_training() -> None:
+    epoch = {
+        "epoch": 1,
+        "loss": 0.5,
+        "train_accuracy": 0.75,
+        "images_per_second": 300.0,
+        "learning_rate": 0.001,
+        "seconds": 150.0,
+    }
+    answer = job_answer(over("trained", state="running", epochs=(epoch,)))
+    assert answer.model_dump()["epochs"] == [epoch]

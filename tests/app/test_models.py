@@ -48,6 +48,28 @@ def test_the_catalogue_tells_what_was_measured(service: Any, publish: Any) -> No
     assert service.http.get("/models").json() == {"models": [model]}
 
 
+def test_a_trained_model_tells_more_accuracies(service: Any, publish: Any) -> None:
+    publish(service, "trained", fine_tuned=0.85, packed_float_activations=0.8125)
+    publish(service, "partly", fine_tuned=0.85)
+    of_trained = service.http.get("/models/trained").json()["accuracy"]
+    assert of_trained == {
+        "full_precision": 0.875,
+        "calibrated": 0.8,
+        "fine_tuned": 0.85,
+        "packed": 0.75,
+        "packed_float_activations": 0.8125,
+    }
+    of_partly = service.http.get("/models/partly").json()["accuracy"]
+    assert set(of_partly) == {"full_precision", "calibrated", "fine_tuned", "packed"}
+    shown = [
+        line
+        for line in service.http.get("/metrics").text.splitlines()
+        if line.startswith("bitpress_model_accuracy_ratio{") and 'model="partly"' in line
+    ]
+    assert len(shown) == 4
+    assert any('form="fine_tuned"' in line and line.endswith(" 0.85") for line in shown)
+
+
 def test_an_absent_model_is_not_found(service: Any) -> None:
     answer = service.http.get("/models/absent")
     assert answer.status_code == 404
