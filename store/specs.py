@@ -71,17 +71,17 @@ class BwnhParameters(_Method):
         description="Input of the target similarity: of the full-precision net, or the binarized.",
     )
     blocks: bool = Field(
-        default=False,
+        default=True,
         description="A layer that ends a residual block aims at the block's result, not its own.",
     )
     scale: bool = Field(
         default=True, description="Learn one scale per filter; false fixes it at 1."
     )
     offset: bool = Field(
-        default=False, description="Learn one offset per filter, folded into the bias."
+        default=True, description="Learn one offset per filter, folded into the bias."
     )
     correction: float = Field(
-        default=0.0,
+        default=0.1,
         ge=0,
         le=1e6,
         allow_inf_nan=False,
@@ -90,7 +90,7 @@ class BwnhParameters(_Method):
         "Gram matrix. 0: aim at the full-precision responses.",
     )
     ridge: float = Field(
-        default=0.0,
+        default=0.1,
         ge=0,
         le=1e6,
         allow_inf_nan=False,
@@ -109,7 +109,7 @@ class BwnhParameters(_Method):
         description="Where the search starts; of several, every filter keeps its best.",
     )
     eliminate_scale: bool = Field(
-        default=False,
+        default=True,
         description="Test a bit at the scale that would be best once it is turned, not at the "
         "present one.",
     )
@@ -119,15 +119,15 @@ class BwnhParameters(_Method):
         le=512,
         description="Bits per filter that are tried in pairs once no single one turns; 0: none.",
     )
-    bases: int = Field(default=1, ge=1, le=8, description="Most bases of a layer.")
+    bases: int = Field(default=4, ge=1, le=8, description="Most bases of a layer.")
     bases_above: float = Field(
-        default=0.05,
+        default=0.015,
         ge=0,
         le=1,
         description="A layer has a further basis while its relative loss is above this,",
     )
     bases_budget: float = Field(
-        default=0.02,
+        default=0.025,
         ge=0,
         le=8,
         description="and all further bases together have at most this share of the weights.",
