@@ -11,6 +11,14 @@ from worker.training.trainer import EpochFigures
 
 Runs = Mapping[str, Sequence["Run"]]
 
+_HEADINGS = {
+    "full_precision": "float",
+    "calibrated": "calibrated",
+    "fine_tuned": "tuned",
+    "packed": "packed",
+    "packed_float_activations": "float act.",
+}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -50,15 +58,15 @@ def print_runs(runs: Runs) -> None:
                 console.print(f"{method} {layer}: {shown}", style="dim")
     forms = _forms(runs)
     table = Table("method")
-    more = ("spread", "drop, %", "ratio", "s", "MiB", "training, s", "images/s")
-    for heading in (*(form.replace("_", " ") for form in forms), *more):
-        table.add_column(heading, justify="right")
+    trained = any(run.epochs for measured in runs.values() for run in measured)
+    more = ("spread", "drop, %", "ratio", "s", "MiB", *(("training, s", "images/s") * trained))
+    for heading in (*(_HEADINGS[form] for form in forms), *more):
+        table.add_column(heading, justify="right", no_wrap=True)
     for method, measured in runs.items():
         packed = [run.accuracies["packed"] for run in measured]
         drop = fmean(
             run.accuracies["full_precision"] - run.accuracies["packed"] for run in measured
         )
-        trained = bool(measured[0].epochs)
         table.add_row(
             method,
             *(f"{_mean(measured, form):.4f}" for form in forms),
@@ -67,10 +75,10 @@ def print_runs(runs: Runs) -> None:
             f"{measured[0].ratio:.2f}",
             f"{fmean(run.calibration_seconds for run in measured):.1f}",
             f"{max(run.peak_mib for run in measured):.0f}",
-            f"{fmean(run.fine_tuning_seconds for run in measured):.0f}" if trained else "-",
-            f"{_images_per_second(measured):.0f}" if trained else "-",
+            *(_speed(measured) if trained else ()),
         )
-    console.print(table)
+    # A file has no width.
+    console.print(table, width=None if console.is_terminal else 140)
 
 
 def figures(runs: Runs) -> dict[str, float]:
@@ -104,6 +112,11 @@ def _training_figures(method: str, measured: Sequence[Run]) -> dict[str, float]:
         flat[f"{name}.loss"] = fmean(epoch.loss for epoch in epochs)
         flat[f"{name}.train_accuracy"] = fmean(epoch.train_accuracy for epoch in epochs)
     return flat
+
+
+def _speed(measured: Sequence[Run]) -> tuple[str, str]:
+    seconds = fmean(run.fine_tuning_seconds for run in measured)
+    return f"{seconds:.0f}", f"{_images_per_second(measured):.0f}"
 
 
 def _forms(runs: Runs) -> list[str]:

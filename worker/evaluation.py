@@ -64,17 +64,30 @@ def predict_logits(
     logits: Logits | None = None
     with torch.inference_mode():
         for batch in images.batches(spec, batch_images):
-            answer = predict(batch).to("cpu", torch.float32).numpy()
-            if answer.ndim != 2 or len(answer) != len(batch):
-                raise ValueError(f"the {network} answers {answer.shape} to {len(batch)} images")
+            answer = batch_logits(predict, batch, images, done, network)
             if logits is None:
                 logits = np.empty((len(images), answer.shape[1]), dtype=np.float32)
             logits[done : done + len(batch)] = answer
-            _check_finite(answer, images, done, network)
             done += len(batch)
             progress(done / len(images), f"{network}: {done:,} of {len(images):,} images")
     assert logits is not None
     return logits
+
+
+def batch_logits(
+    predict: Predict, batch: torch.Tensor, images: ImageSet, start: int, network: str
+) -> Logits:
+    """Return the logits ``(n, K)`` for one ``batch``: the ``images`` from ``start`` on.
+
+    Raises:
+        InvalidCheckpoint: a logit is NaN or infinite; the image is named.
+        ValueError: the answer's shape is not ``(n, K)``.
+    """
+    answer: Logits = predict(batch).to("cpu", torch.float32).numpy()
+    if answer.ndim != 2 or len(answer) != len(batch):
+        raise ValueError(f"the {network} answers {answer.shape} to {len(batch)} images")
+    _check_finite(answer, images, start, network)
+    return answer
 
 
 def accuracy(logits: Logits, labels: NDArray[np.int64]) -> float:

@@ -3,13 +3,14 @@
 import copy
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
 from models.layers import BinaryConv2d, BinaryLinear
 from models.preprocessing import InputSpec
 from worker.data import ImageSet
-from worker.evaluation import Logits, Predict, Progress, predict_logits
+from worker.evaluation import Logits, Predict, Progress, batch_logits
 
 # Bounds the activation maps of an evaluation. Of 32 x 32 pixels 100 images are fastest: larger
 # batches no longer fit into the processor's caches.
@@ -47,24 +48,22 @@ def without_rounding(network: nn.Module) -> nn.Module:
 def logits_of_forms(
     forms: Mapping[str, Predict], images: ImageSet, spec: InputSpec, progress: Progress
 ) -> dict[str, Logits]:
-    """Run every form over the images, each an equal share of the progress.
+    """Run every form over the images; return float32 logits ``(N, K)`` by form.
+
+    Each batch goes through all forms before the next is read: of a dataset that is too large to be
+    kept decoded, every image is decoded once, not once for each form.
 
     Raises:
         InvalidCheckpoint: a form answers with numbers that are not finite.
     """
-    batch = min(max(_PIXELS_PER_BATCH // (spec.height * spec.width), 1), _MOST_IMAGES_PER_BATCH)
-    logits: dict[str, Logits] = {}
-    for index, (form, predict) in enumerate(forms.items()):
-
-        def report(fraction: float, message: str, index: int = index) -> None:
-            progress((index + fraction) / len(forms), message)
-
-        logits[form] = predict_logits(
-            predict,
-            images,
-            spec,
-            report,
-            batch_images=batch,
-            network=form.replace("_", " ") + " network",
-        )
-    return logits
+    most = min(max(_PIXELS_PER_BATCH // (spec.height * spec.width), 1), _MOST_IMAGES_PER_BATCH)
+    found: dict[str, list[Logits]] = {form: [] for form in forms}
+    done = 0
+    with torch.inference_mode():
+        for batch in images.batches(spec, most):
+            for form, predict in forms.items():
+                network = form.replace("_", " ") + " network"
+                found[form].append(batch_logits(predict, batch, images, done, network))
+            done += len(batch)
+            progress(done / len(images), f"answers to {done:,} of {len(images):,} images")
+    return {form: np.concatenate(answers) for form, answers in found.items()}
