@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from rich.console import Console
 from rich.table import Table
 
 from benchmarks.compression import console
@@ -11,6 +12,7 @@ from worker.training.trainer import EpochFigures
 
 Runs = Mapping[str, Sequence["Run"]]
 
+_FILE_WIDTH = 160
 _HEADINGS = {
     "full_precision": "float",
     "calibrated": "calibrated",
@@ -57,7 +59,8 @@ def print_runs(runs: Runs) -> None:
                 shown = " ".join(f"{loss:.5f}" for loss in losses)
                 console.print(f"{method} {layer}: {shown}", style="dim")
     forms = _forms(runs)
-    table = Table("method")
+    table = Table()
+    table.add_column("method", no_wrap=True)
     trained = any(run.epochs for measured in runs.values() for run in measured)
     more = ("spread", "drop, %", "ratio", "s", "MiB", *(("training, s", "images/s") * trained))
     for heading in (*(_HEADINGS[form] for form in forms), *more):
@@ -78,7 +81,8 @@ def print_runs(runs: Runs) -> None:
             *(_speed(measured) if trained else ()),
         )
     # A file has no width.
-    console.print(table, width=None if console.is_terminal else 140)
+    wide = console if console.is_terminal else Console(width=_FILE_WIDTH)
+    wide.print(table)
 
 
 def figures(runs: Runs) -> dict[str, float]:
