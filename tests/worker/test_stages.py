@@ -234,9 +234,14 @@ def test_a_job_tells_what_fine_tuning_did(settings: WorkerSettings) -> None:
     assert any(not np.array_equal(codes[name], calibrated[name].codes.numpy()) for name in LAYERS)
 
 
-def test_a_job_interrupted_after_every_epoch_gives_the_same_bytes(settings: WorkerSettings) -> None:
-    smooth = Run(context_of(settings, "smooth-training", fine_tune=FINE_TUNE))
-    broken = Run(context_of(settings, "broken-training", fine_tune=FINE_TUNE))
+@pytest.mark.parametrize("augmentation", ["flip_and_shift", "random_resized_crop"])
+def test_a_job_interrupted_after_every_epoch_gives_the_same_bytes(
+    settings: WorkerSettings, augmentation: str
+) -> None:
+    wanted = {**FINE_TUNE, "augmentation": augmentation}
+    name = augmentation.replace("_", "-")
+    smooth = Run(context_of(settings, f"smooth-{name}", fine_tune=wanted))
+    broken = Run(context_of(settings, f"broken-{name}", fine_tune=wanted))
     smooth.all()
     broken.all(interrupted=True)
     for role in ("training", "fine_tuned", "artifact", "predictions"):
