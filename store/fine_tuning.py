@@ -47,14 +47,14 @@ class FineTuning(BaseModel):
         default="plain", description="The gradient that stands in for that of the sign."
     )
     distillation: float = Field(
-        default=1.0,
+        default=0.5,
         ge=0,
         le=1,
         description="Weight of the teacher's answers in the loss; the labels have the rest.",
     )
     temperature: float = Field(default=2.0, gt=0, le=100, allow_inf_nan=False)
     feature_distillation: float = Field(
-        default=0.0,
+        default=1.0,
         ge=0,
         le=1000,
         allow_inf_nan=False,

@@ -65,6 +65,7 @@ _FULL_PRECISION = {
     "schedule": "cosine",
     "label_smoothing": 0.1,
     "distillation": 0.0,
+    "feature_distillation": 0.0,
     "augmentation": "random_resized_crop",
 }
 

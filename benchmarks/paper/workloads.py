@@ -36,6 +36,7 @@ _PAPERS_TRAINING = {
     "schedule": "steps",
     "warmup_epochs": 0.0,
     "distillation": 0.0,
+    "feature_distillation": 0.0,
     "augmentation": "random_resized_crop",
 }
 

@@ -30,9 +30,9 @@ class Recipe:
     drops: tuple[float, ...] = (0.5, 0.75, 0.9)
     latent: LatentStart = "magnitude"
     estimator: EstimatorName = "plain"
-    distillation: float = 1.0
+    distillation: float = 0.5
     temperature: float = 2.0
-    feature_distillation: float = 0.0
+    feature_distillation: float = 1.0
     label_smoothing: float = 0.0
     batch_norm: BatchNormMode = "train"
     settle_epochs: int = 0

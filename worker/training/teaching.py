@@ -36,10 +36,12 @@ class Teaching:
         self._distillation = recipe.distillation if teacher is not None else 0.0
         self._features = recipe.feature_distillation if teacher is not None else 0.0
         self._teacher: nn.Module | None = None
+        names = block_names(student) if self._features else []
+        if not names:
+            self._features = 0.0  # a network of one block has nothing to be compared in between
         if teacher is not None and (self._distillation or self._features):
             self._teacher = teacher_form(teacher).to(device)
-            if self._features:
-                names = block_names(self._teacher)
+            if names:
                 self._wanted = BlockResults(self._teacher, names)
                 self._found = BlockResults(student, names)
 
