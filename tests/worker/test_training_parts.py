@@ -26,6 +26,7 @@ from worker.training.forms import teacher_form, training_form
 from worker.training.images import SHIFT_PIXELS, CachedImages, flip_and_shift
 from worker.training.optimizers import Optimizer
 from worker.training.precision import uses_bfloat16
+from worker.training.processes import Share
 from worker.training.recipe import Recipe
 from worker.training.rules import ScaledSignRule, latent_start
 from worker.training.schedule import learning_rate_factor
@@ -248,7 +249,7 @@ def test_feature_distance_is_the_mean_relative_squared_error():
             for k in "ab"
         ]
     )
-    assert float(feature_distance(student, teacher)) == pytest.approx(expected, rel=1e-5)
+    assert float(feature_distance(student, teacher, Share())) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worker.training.processes import Share, sum_over_processes
+
 # Where a plain network's blocks end.
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 # Below this square a block is taken as silent: an error has nothing to be relative to.
@@ -24,13 +26,18 @@ def logit_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tens
     return distance * temperature**2
 
 
-def feature_distance(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-    """Return ``mean over blocks of ||s - t||^2 / ||t||^2``, norms over all images of the batch."""
-    errors = [
-        _square(student[name] - wanted) / _square(wanted).clamp(min=_SILENT)
-        for name, wanted in teacher.items()
-    ]
-    return torch.stack(errors).mean()
+def feature_distance(
+    student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], share: Share
+) -> Tensor:
+    """Return ``mean over blocks of ||s - t||^2 / ||t||^2``, norms over all images of the batch.
+
+    Of a batch that several processes share, each returns its part of the numerators, times their
+    number: the mean over the processes is that of the whole batch.
+    """
+    errors = torch.stack([_square(student[name] - wanted) for name, wanted in teacher.items()])
+    sizes = torch.stack([_square(wanted) for wanted in teacher.values()])
+    sizes = sum_over_processes(sizes, share) / share.world
+    return (errors / sizes.clamp(min=_SILENT)).mean()
 
 
 def _square(values: Tensor) -> Tensor:

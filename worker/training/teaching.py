@@ -12,6 +12,7 @@ from worker.training.distillation import (
 )
 from worker.training.forms import teacher_form
 from worker.training.precision import product_precision
+from worker.training.processes import Share
 from worker.training.recipe import Recipe
 
 
@@ -33,6 +34,7 @@ class Teaching:
         """Take ``student`` as it is; ``teacher`` is copied, and left out where nothing asks it."""
         self._recipe = recipe
         self._device, self._bfloat16 = device, bfloat16
+        self._share = Share.of_this_process()
         self._distillation = recipe.distillation if teacher is not None else 0.0
         self._features = recipe.feature_distillation if teacher is not None else 0.0
         self._teacher: nn.Module | None = None
@@ -63,7 +65,8 @@ class Teaching:
             distance = logit_distance(logits, wanted, self._recipe.temperature)
             loss = loss + self._distillation * distance
         if self._features:
-            loss = loss + self._features * feature_distance(self._found.take(), self._wanted.take())
+            found, aimed_at = self._found.take(), self._wanted.take()
+            loss = loss + self._features * feature_distance(found, aimed_at, self._share)
         return loss, logits
 
     def _ask(self, inputs: Tensor) -> Tensor | None:
