@@ -65,6 +65,9 @@ class BwnhParameters(_Method):
     """BWNH (Hu, Wang and Cheng, AAAI 2018): binary codes by hashing, layer by layer."""
 
     name: Literal["bwnh"] = "bwnh"
+    mirror_images: bool = Field(
+        default=True, description="Calibrate on a mirrored copy of every calibration image too."
+    )
     sweeps: int = Field(default=20, ge=0, le=100, description="Most sweeps over a layer's bits.")
     target: Literal["full_precision", "binarized"] = Field(
         default="full_precision",
@@ -81,7 +84,7 @@ class BwnhParameters(_Method):
         default=True, description="Learn one offset per filter, folded into the bias."
     )
     correction: float = Field(
-        default=0.1,
+        default=0.0,
         ge=0,
         le=1e6,
         allow_inf_nan=False,
@@ -90,7 +93,7 @@ class BwnhParameters(_Method):
         "Gram matrix. 0: aim at the full-precision responses.",
     )
     ridge: float = Field(
-        default=0.1,
+        default=0.0,
         ge=0,
         le=1e6,
         allow_inf_nan=False,

@@ -6,6 +6,7 @@ import pytest
 from store.errors import InvalidSpec
 from store.specs import (
     METHODS,
+    PAPERS_BWNH,
     BwnhParameters,
     BwnParameters,
     CompressSpec,
@@ -191,10 +192,11 @@ def test_layers_kept_in_float_are_few_and_named_once() -> None:
 
 def test_a_method_knows_the_parameters_of_its_code() -> None:
     assert BwnParameters().own_parameters() == {}
-    assert BwnhParameters(sweeps=3).own_parameters() == {
-        "sweeps": 3,
-        "target": "full_precision",
-        "scale": True,
-        "ridge": 0.0,
-        "positions": 65_536,
+    own = BwnhParameters(sweeps=3).own_parameters()
+    assert own["sweeps"] == 3 and own["target"] == "full_precision"
+    assert set(BwnhParameters.model_fields) - set(own) == {
+        "name",
+        "recalibrate_batch_norm",
+        "mirror_images",
     }
+    assert BwnhParameters(**PAPERS_BWNH).bases == 1
