@@ -111,3 +111,22 @@ def test_a_shipped_checkpoint_is_compressed_and_served_as_measured(
     assert len(predicted) == IMAGES_PER_CLASS["test"] * CLASSES
     assert predicted == {image["name"]: image["class"] for image in recorded}
     assert len(set(predicted.values())) > 1
+
+
+def test_a_residual_network_is_trained_and_packed_as_trained(service: Up, images: Path) -> None:
+    how, kept = MODELS["resnet20"]
+    training = (
+        "--fine-tune-epochs 2 --fine-tune batch_size=30 --fine-tune feature_distillation=1 "
+        "--fine-tune average=0.5 --fine-tune batch_norm=reestimate"
+    )
+    job = f"{SHARED}/checkpoints/{how} --dataset {images} --name tuned {QUICKLY} {training}"
+    ran = service.run("compress", *job.split())
+    assert ran.returncode == 0, ran.stderr
+    with Client(service.url) as client:
+        finished = client.wait(ran.stdout.strip())
+    assert finished.state == "succeeded", finished.problem
+    report = json.loads((service.data_dir / "models/tuned/1/report.json").read_text())
+    assert report["accuracy"]["packed"] == report["accuracy"]["fine_tuned"]
+    assert report["parity"]["top1_agreement"] == 1.0
+    assert len(report["fine_tuning"]["epochs"]) == 2
+    assert {layer["name"] for layer in report["layers"] if not layer["binary"]} == kept
