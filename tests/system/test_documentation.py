@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from app.settings import AppSettings
@@ -51,11 +52,22 @@ def test_app_and_worker_share_no_setting_but_the_stores(settings: type[StoreSett
     assert own.isdisjoint(other.model_fields)
 
 
-def test_every_member_of_fine_tuning_is_documented_and_there() -> None:
+def test_every_member_of_fine_tuning_is_documented_with_its_default() -> None:
     page = (ROOT / "docs/API.md").read_text()
     _, _, rest = page.partition("\n### Fine-tuning\n")
-    documented = re.findall(r"^\| `([a-z_]+)` \|", rest.partition("\n## ")[0], re.MULTILINE)
-    assert documented == list(FineTuning.model_fields)
+    rows = re.findall(r"^\| `([a-z_]+)` \| ([^|]*) \|", rest.partition("\n## ")[0], re.MULTILINE)
+    assert [name for name, _ in rows] == list(FineTuning.model_fields)
+    words = {"epochs": "required", "binary_fractions": "all, always"}
+    for name, documented in rows:
+        assert documented == words.get(name) or documented == default_of(FineTuning, name), name
+
+
+def default_of(model: type[BaseModel], name: str) -> str:
+    """Return a field's default as the tables write it."""
+    value = model.model_fields[name].default
+    if isinstance(value, str):
+        return f"`{value}`"
+    return ", ".join(f"{one:g}" for one in (value if isinstance(value, tuple) else [value]))
 
 
 def test_every_member_of_a_specification_is_documented_and_there() -> None:
