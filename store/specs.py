@@ -74,7 +74,7 @@ class BwnhParameters(_Method):
         description="Input of the target similarity: of the full-precision net, or the binarized.",
     )
     blocks: bool = Field(
-        default=True,
+        default=False,
         description="A layer that ends a residual block aims at the block's result, not its own.",
     )
     scale: bool = Field(

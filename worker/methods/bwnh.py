@@ -53,7 +53,7 @@ def binarize(
     offset: bool = True,
     correction: float = 0.0,
     ridge: float = 0.0,
-    blocks: bool = True,
+    blocks: bool = False,
     positions: int = 65_536,
     starts: Sequence[StartName] = ("sign",),
     eliminate_scale: bool = True,
