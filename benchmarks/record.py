@@ -5,11 +5,15 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+_ROOT = Path(__file__).resolve().parents[1]
+# Options that say where something is kept, which is nobody else's business.
+_PLACES = ("--cache", "--json", "--output")
 _PACKAGES = ("bitpress", "numpy", "pillow", "safetensors", "torch")
 
 
@@ -39,7 +43,7 @@ def make_record(*, seed: int | list[int], figures: dict[str, float]) -> dict[str
     return {
         "hardware": hardware(),
         "versions": versions(),
-        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _module(), *portable(sys.argv[1:])]),
         "seed": seed,
         "date": datetime.now(UTC).date().isoformat(),
         "figures": figures,
@@ -49,6 +53,38 @@ def make_record(*, seed: int | list[int], figures: dict[str, float]) -> dict[str
 def write_record(file: Path, *, seed: int | list[int], figures: dict[str, float]) -> None:
     """Write what `make_record` returns."""
     file.write_text(json.dumps(make_record(seed=seed, figures=figures), indent=2) + "\n")
+
+
+def portable(arguments: Iterable[str]) -> list[str]:
+    """Return a command's arguments as they can be given elsewhere, in the repository's folder.
+
+    Absolute paths become relative, those below ``BITPRESS_SHARED`` as if it were ``../shared``; of
+    any other only the last name is kept. Where results and decoded images went is left out.
+    """
+    return list(_portable(iter(arguments)))
+
+
+def _portable(arguments: Iterator[str]) -> Iterator[str]:
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option in _PLACES:
+            if not equals:
+                next(arguments, None)
+        elif option.startswith("--") and equals:
+            yield f"{option}={_without_machine(value)}"
+        else:
+            yield _without_machine(argument)
+
+
+def _without_machine(value: str) -> str:
+    path = Path(value)
+    if not path.is_absolute():
+        return value
+    shared = os.path.abspath(os.environ.get("BITPRESS_SHARED", _ROOT.parent / "shared"))
+    for folder, shown in ((Path(shared), Path("../shared")), (_ROOT, Path())):
+        if path.is_relative_to(folder):
+            return str(shown / path.relative_to(folder))
+    return path.name
 
 
 def reset_peak_memory() -> None:
