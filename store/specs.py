@@ -127,13 +127,15 @@ class BwnhParameters(_Method):
         default=0.015,
         ge=0,
         le=1,
-        description="A layer has a further basis while its relative loss is above this,",
+        description="A layer, in the order of execution, gets a further basis while its relative "
+        "loss is above this and bases_budget allows.",
     )
     bases_budget: float = Field(
         default=0.025,
         ge=0,
         le=8,
-        description="and all further bases together have at most this share of the weights.",
+        description="Most bits of all further bases together, as a share of the network's "
+        "convolution and linear weights.",
     )
 
 
