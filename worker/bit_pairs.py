@@ -13,6 +13,9 @@ from torch import Tensor
 from worker.descent import LEAST_GAIN, Solution, row_blocks
 from worker.statistics import LayerStatistics
 
+# Pairs that are tried at a time, of as many filters as have no more: 32 MiB for each of their sums.
+MOST_PAIRS = 2**22
+
 
 def turn_pairs(statistics: LayerStatistics, solution: Solution, candidates: int) -> int:
     """Turn the best pair of every filter, in place; return how many filters gained by one.
@@ -25,22 +28,46 @@ def turn_pairs(statistics: LayerStatistics, solution: Solution, candidates: int)
         return 0
     share, cost = _single_turns(statistics, solution)
     rows = _cheapest(share, cost, solution.scales, count)
-    share, cost = share.gather(0, rows).T, cost.gather(0, rows).T
-    signs = codes.gather(0, rows).T
-    after = solution.correlation[:, None, None] - 2 * _sums(share)
-    together = 8 * signs[:, :, None] * signs[:, None, :] * statistics.gram_at(rows)
-    response = solution.response[:, None, None] + _sums(cost) + together
-    possible = (response > solution.dead_below) & ~torch.eye(count, dtype=torch.bool)
-    quotient = torch.where(possible, after.square() / response, -torch.inf)
-    best, place = quotient.flatten(1).max(dim=1)
-    now = solution.correlation.square() / torch.where(solution.alive, solution.response, 1.0)
-    (gaining,) = (solution.alive & (best > (1 + LEAST_GAIN) * now)).nonzero(as_tuple=True)
-    for half in (place // count, place % count):
-        codes[rows[half[gaining], gaining], gaining] *= -1
-    flat = place[gaining]
-    solution.correlation[gaining] = after.flatten(1)[gaining, flat]
-    solution.response[gaining] = response.flatten(1)[gaining, flat]
+    share, cost = share.gather(0, rows), cost.gather(0, rows)
+    gained = 0
+    for filters in torch.arange(codes.shape[1]).split(max(MOST_PAIRS // count**2, 1)):
+        some = share[:, filters].T, cost[:, filters].T
+        gained += _turn_best(statistics, solution, filters, rows[:, filters], *some)
     solution.fit_scales()
+    return gained
+
+
+def _turn_best(
+    statistics: LayerStatistics,
+    solution: Solution,
+    filters: Tensor,
+    rows: Tensor,
+    share: Tensor,
+    cost: Tensor,
+) -> int:
+    """Turn the best pair of each of ``filters`` (n,) among its ``rows`` (K, n), where it gains.
+
+    ``share`` and ``cost`` (n, K) are what turning each of these bits alone changes, see
+    `_single_turns`. Returns how many filters gained.
+    """
+    count = len(rows)
+    signs = solution.codes[rows, filters].T
+    correlation, response = solution.correlation[filters], solution.response[filters]
+    after = correlation[:, None, None] - 2 * _sums(share)
+    together = 8 * signs[:, :, None] * signs[:, None, :] * statistics.gram_at(rows)
+    energy = response[:, None, None] + _sums(cost) + together
+    possible = (energy > solution.dead_below) & ~torch.eye(count, dtype=torch.bool)
+    quotient = torch.where(possible, after.square() / energy, -torch.inf)
+    best, place = quotient.flatten(1).max(dim=1)
+    alive = solution.alive[filters]
+    now = correlation.square() / torch.where(alive, response, 1.0)
+    (gaining,) = (alive & (best > (1 + LEAST_GAIN) * now)).nonzero(as_tuple=True)
+    turned = filters[gaining]
+    for half in (place // count, place % count):
+        solution.codes[rows[half[gaining], gaining], turned] *= -1
+    flat = place[gaining]
+    solution.correlation[turned] = after.flatten(1)[gaining, flat]
+    solution.response[turned] = energy.flatten(1)[gaining, flat]
     return len(gaining)
 
 

@@ -61,7 +61,8 @@ class CalibratedLayer:
         codes: -1 or +1, int8, of the weight's shape (N, C, kh, kw) or (N, S); of K > 1 bases with
             a first axis of bases.
         scale: one scale per filter, shape (N,), or per basis and filter (K, N), float32.
-        losses: relative squared error at the start and after every sweep (see `BinaryFilters`).
+        losses: relative squared error at the start, after every sweep and with every further basis
+            (see `BinaryFilters`).
         offset: added to the bias, shape (N,), float32, or None.
         norms: running statistics of the batch norms right behind the layer, by the buffer's name,
             where they were re-estimated.

@@ -1,6 +1,8 @@
 """The searches for bits and scales against brute force and direct formulas."""
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from store.specs import PAPERS_BWNH, BwnhParameters
+from worker import bit_pairs
 from worker.bit_pairs import turn_pairs
 from worker.descent import Solution, descend
 from worker.methods import bwnh
@@ -140,10 +143,17 @@ def test_each_stronger_search_is_better_on_average_and_several_starts_in_every_f
     assert np.mean(starts) < 0.6 * np.mean(plain)
 
 
-def binarize(seen: Tensor, targets: Tensor, weight: Tensor, **options: object) -> BinaryFilters:
+def binarize(
+    seen: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    report: Callable[[float, str], None] = lambda *_: None,
+    seed: int = 0,
+    **options: object,
+) -> BinaryFilters:
     statistics = statistics_of(seen, targets)
     size = weight.numel()
-    asked = LayerProblem(weight.T, lambda *_: statistics, lambda *_: None, network_bits=size)
+    asked = LayerProblem(weight.T, lambda *_: statistics, report, seed, network_bits=size)
     paper = BwnhParameters(**PAPERS_BWNH).own_parameters()
     return bwnh.binarize(asked, **{**paper, **options})  # type: ignore[arg-type]
 
@@ -167,10 +177,81 @@ def test_the_greedy_start_is_better_than_the_signs() -> None:
 def test_random_starts_depend_on_the_seed_alone() -> None:
     seen, targets, weight = problem(8, 40)
     one, same, other = (
-        binarize(seen, targets, weight, starts=("random",), sweeps=0).codes for _ in range(3)
+        binarize(seen, targets, weight, seed=seed, starts=("random",), sweeps=0).codes
+        for seed in (1, 1, 2)
     )
-    assert torch.equal(one, same) and torch.equal(one, other)
+    assert torch.equal(one, same) and not torch.equal(one, other)
     assert 0.3 < (one > 0).float().mean() < 0.7
+
+
+@pytest.mark.parametrize("bases", [1, 3])
+def test_the_loss_reported_last_is_that_of_what_is_handed_over(bases: int) -> None:
+    seen, targets, weight = problem(13, 24)
+    wanted = {"bases": bases, "bases_above": 0.0, "bases_budget": 9.0}
+    found = binarize(seen, targets, weight, starts=("sign", "greedy", "random"), **wanted)
+    assert all(after <= before + 1e-6 for before, after in itertools.pairwise(found.losses))
+    codes, scale = found.codes.reshape(bases, FILTERS, -1), found.scale.reshape(bases, FILTERS)
+    combined = torch.einsum("kn,kns->sn", scale.double(), codes.double())
+    error = (targets.double() - seen.double() @ combined).square().sum()
+    direct = float(error / targets.double().square().sum())
+    assert found.losses[-1] == pytest.approx(direct, rel=1e-3)
+
+
+@pytest.mark.parametrize("sweeps", [0, 3, 100])
+def test_progress_goes_forward_and_counts_the_sweeps_of_each_start(sweeps: int) -> None:
+    told: list[tuple[float, str]] = []
+    seen, targets, weight = problem(14, 40)
+    starts = ("sign", "random")
+    options = {"sweeps": sweeps, "bit_pairs": 8, "bases": 2, "bases_above": 0.0}
+    binarize(
+        *(seen, targets, weight, lambda *one: told.append(one)),
+        starts=starts,
+        bases_budget=1.0,
+        **options,
+    )
+    fractions = [fraction for fraction, _ in told]
+    assert fractions == sorted(fractions) and fractions[-1] == 1
+    assert [text.split("after ")[-1] for _, text in told].count("0 sweeps") == len(starts)
+    if sweeps == 100:
+        # The first of 100 sweeps of the first of two starts.
+        assert fractions[1] == pytest.approx(1 / 200)
+    assert told[-1][1].endswith("with 2 bases")
+
+
+@pytest.mark.parametrize("samples", [200, 8])
+def test_pairs_of_many_filters_are_tried_in_parts(
+    samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, targets, weight = problem(15, 30, samples)
+    ends = []
+    for most in (bit_pairs.MOST_PAIRS, 3 * 16**2, 1):
+        monkeypatch.setattr(bit_pairs, "MOST_PAIRS", most)
+        statistics = _Watched(statistics_of(seen, targets))
+        solution, _ = run(statistics, weight, eliminate=True)
+        gained = turn_pairs(statistics, solution, 16)
+        assert max(statistics.blocks) <= max(most // 16**2, 1)
+        assert sum(statistics.blocks) == FILTERS
+        ends.append((gained, solution))
+    (gained, whole), *parts = ends
+    assert gained > 0
+    for count, part in parts:
+        assert count == gained
+        assert torch.equal(part.codes, whole.codes) and torch.equal(part.scales, whole.scales)
+
+
+class _Watched:
+    """Statistics that note of how many filters at once G's entries are asked for."""
+
+    def __init__(self, statistics: LayerStatistics) -> None:
+        self.statistics = statistics
+        self.blocks: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.statistics, name)
+
+    def gram_at(self, rows: Tensor) -> Tensor:
+        self.blocks.append(rows.shape[1])
+        return self.statistics.gram_at(rows)
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([4, 30, 300]))

@@ -81,9 +81,11 @@ def binarize(
         eliminate_scale: turn a bit where that helps at the scale that would be best afterwards.
         bit_pairs: so many of a filter's bits are tried in pairs, once no single bit turns; 0: none.
         bases: most bases of a layer.
-        bases_above: a layer whose relative loss is above that has another basis,
-        bases_budget: as far as all further bases of the network together have no more bits than
-            this share of its weights.
+        bases_above: a layer has another basis while its relative loss is above this and the budget
+            lasts. Layers are asked in the order of execution, not by their loss: what the first
+            ones lose, all others are fed.
+        bases_budget: all further bases of the network together have at most this share of its
+            weights as bits.
     """
     collected = problem.statistics(target, positions, blocks)
     weight = problem.weight.T.contiguous()
@@ -96,10 +98,12 @@ def binarize(
         if not scale:
             scales = torch.ones_like(scales)
         solution = Solution.start(statistics, codes.contiguous(), scales, learn_scale=scale)
-        for loss in _search(statistics, solution, sweeps, eliminate_scale, bit_pairs):
+        path = _search(statistics, solution, sweeps, eliminate_scale, bit_pairs)
+        for done, loss in enumerate(path):
             losses.append(loss if best is None else min(loss, losses[-1]))
-            message = f"loss {losses[-1]:.4f} after {len(losses) - 1} sweeps"
-            problem.report((number + min(len(losses) / 20, 1)) / len(starts), message)
+            # Sweeps that follow pairs of bits are beyond the most there are without.
+            fraction = (number + min(done / max(sweeps, 1), 1)) / len(starts)
+            problem.report(fraction, f"loss {losses[-1]:.4f} after {done} sweeps")
         best = solution if best is None else _better(best, solution)
         losses[-1] = best.loss()
     assert best is not None
@@ -114,6 +118,7 @@ def binarize(
     ):
         add_basis(statistics, found, weight, BASIS_SWEEPS, eliminate=eliminate_scale)
         losses.append(found.loss(statistics))
+        problem.report(1.0, f"loss {losses[-1]:.4f} with {len(found.codes)} bases")
     return _filters(collected, found, tuple(losses), offset)
 
 

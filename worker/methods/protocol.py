@@ -49,8 +49,9 @@ class BinaryFilters:
     Attributes:
         codes: -1 or +1, shape (N, S), float32; of K > 1 bases (K, N, S).
         scale: shape (N,), float32, not negative; of K > 1 bases (K, N).
-        losses: the layer's squared error over the target's energy, at the start and after every
-            sweep; empty where the method looks at no data. What may be offset is left out of both.
+        losses: the layer's squared error over the target's energy, at the start, after every sweep
+            and with every further basis; of several starts, the least so far. Empty where the
+            method looks at no data. What may be offset is left out of both.
         offset: what is to be added to each filter's response, shape (N,), float32, or None.
     """
 
