@@ -106,7 +106,7 @@ def render(report: Mapping[str, Any]) -> str:
             if (found := document.confidence.get(form)) is not None
         ],
         ranked_layers=report_plots.ranked_layers(document.layers),
-        loss_by_sweep=report_plots.loss_by_sweep(document.layers),
+        loss_by_step=report_plots.loss_by_step(document.layers),
         epoch_curves=(
             report_plots.epoch_curves(document.fine_tuning.epochs)
             if document.fine_tuning is not None and document.fine_tuning.epochs

@@ -19,35 +19,35 @@ _NAME_WIDTH = 176.0
 _ROW = 24.0
 
 
-def loss_by_sweep(layers: Iterable[Layer]) -> list[tuple[Layer, Drawing]]:
+def loss_by_step(layers: Iterable[Layer]) -> list[tuple[Layer, Drawing]]:
     """Return each binary layer and a small plot of its loss; all share one logarithmic scale."""
     binary = [layer for layer in layers if layer.losses]
     values = [loss for layer in binary for loss in layer.losses]
     scale = log_scale(values, start=98, end=8)
-    return [(layer, _sweeps(layer, scale)) for layer in binary]
+    return [(layer, _steps(layer, scale)) for layer in binary]
 
 
-def _sweeps(layer: Layer, scale: Scale) -> Drawing:
+def _steps(layer: Layer, scale: Scale) -> Drawing:
     left, right = 40.0, 204.0
     last = len(layer.losses) - 1
     places = tuple(
-        (left + (right - left) * sweep / max(last, 1), scale.at(loss))
-        for sweep, loss in enumerate(layer.losses)
+        (left + (right - left) * step / max(last, 1), scale.at(loss))
+        for step, loss in enumerate(layer.losses)
     )
     marks: list[Mark] = [*_horizontal_grid(scale, left, right, loss_text)]
     marks += [Text(left, 114, "0", "middle", "tick")]
     if last:
         marks += [
             Text(right, 114, str(last), "middle", "tick"),
-            Text((left + right) / 2, 114, "sweep", "middle", "tick"),
+            Text((left + right) / 2, 114, "step", "middle", "tick"),
             Line(places, "curve after"),
         ]
     marks += [
-        Dot(x, y, 2.5, "after", f"{'start' if i == 0 else f'sweep {i}'}: {loss_text(loss)}")
+        Dot(x, y, 2.5, "after", f"{'start' if i == 0 else f'step {i}'}: {loss_text(loss)}")
         for i, ((x, y), loss) in enumerate(zip(places, layer.losses, strict=True))
     ]
     begin, end = loss_text(layer.losses[0]), loss_text(layer.losses[-1])
-    title = f"Relative loss of {layer.name}: {begin} at the start, {end} after {last} sweeps"
+    title = f"Relative loss of {layer.name}: {begin} at the start, {end} after {last} steps"
     return Drawing(title, 216, 120, tuple(marks))
 
 

@@ -51,7 +51,7 @@ class Fault(BaseModel):
 
 
 class LayerLosses(BaseModel):
-    """A calibrated layer and its relative loss: at the start, then after every sweep."""
+    """A calibrated layer and its relative loss: at the start, then by sweep and further basis."""
 
     name: str
     losses: list[float]

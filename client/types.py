@@ -77,7 +77,7 @@ class Problem(_Wire):
 
 
 class LayerProgress(_Wire):
-    """A calibrated layer and its loss at the start and after each sweep."""
+    """A calibrated layer and its loss: at the start, then by sweep and further basis."""
 
     name: str
     losses: tuple[float, ...] = ()

@@ -13,7 +13,7 @@ from app.report_plots import (
     change_of,
     class_bars,
     epoch_curves,
-    loss_by_sweep,
+    loss_by_step,
     ranked_layers,
     reliability,
     shown_classes,
@@ -110,7 +110,7 @@ def test_layers_are_ranked_and_their_bars_are_as_long_as_their_losses() -> None:
 
 
 def test_every_binary_layer_has_a_plot_on_one_scale() -> None:
-    plots = loss_by_sweep([layer("a", 0.4, 0.1, 0.05), layer("kept"), layer("b", 0.1)])
+    plots = loss_by_step([layer("a", 0.4, 0.1, 0.05), layer("kept"), layer("b", 0.1)])
     assert [one.name for one, _ in plots] == ["a", "b"]
     (_, first), (_, second) = plots
     dots = [[one for one in drawing.marks if isinstance(one, Dot)] for drawing in (first, second)]
@@ -118,8 +118,8 @@ def test_every_binary_layer_has_a_plot_on_one_scale() -> None:
     # Less is lower, and the same loss is as high in both.
     assert dots[0][0].y < dots[0][1].y < dots[0][2].y
     assert dots[0][1].y == dots[1][0].y
-    assert dots[0][2].title == "sweep 2: 0.05"
-    assert "0.4 at the start, 0.05 after 2 sweeps" in first.title
+    assert dots[0][2].title == "step 2: 0.05"
+    assert "0.4 at the start, 0.05 after 2 steps" in first.title
     curves = [one for one in first.marks if isinstance(one, Line) and "curve" in one.style]
     assert [len(curve.points) for curve in curves] == [3]
 
@@ -217,7 +217,7 @@ def test_everything_drawn_lies_within_the_drawing() -> None:
     drawings = [
         ranked_layers([layer(str(i), 10.0 ** (i % 7 - 3)) for i in range(100)]),
         class_bars([of_class("a", 1, 0), of_class("b", 0, 1), of_class("c", 1, 1)]),
-        *(drawing for _, drawing in loss_by_sweep([layer("a", 3e-5, 7.0, 1e-12)])),
+        *(drawing for _, drawing in loss_by_step([layer("a", 3e-5, 7.0, 1e-12)])),
         *(drawing for _, drawing in epoch_curves([Epoch(loss=2.0), Epoch(loss=1.0)])),
     ]
     for drawing in drawings:
