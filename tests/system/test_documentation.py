@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from app.settings import AppSettings
 from client.cli import app as command_line
 from store.settings import StoreSettings
-from store.specs import CompressSpec, FineTuning
+from store.specs import METHODS, BwnhParameters, CompressSpec, FineTuning
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -52,10 +52,35 @@ def test_app_and_worker_share_no_setting_but_the_stores(settings: type[StoreSett
     assert own.isdisjoint(other.model_fields)
 
 
-def test_every_member_of_fine_tuning_is_documented_with_its_default() -> None:
+def rows_of_api(title: str) -> list[tuple[str, str]]:
+    """Return name and second column of the rows in a subsection of API.md."""
     page = (ROOT / "docs/API.md").read_text()
-    _, _, rest = page.partition("\n### Fine-tuning\n")
-    rows = re.findall(r"^\| `([a-z_]+)` \| ([^|]*) \|", rest.partition("\n## ")[0], re.MULTILINE)
+    _, _, rest = page.partition(f"\n### {title}\n")
+    assert rest, f"docs/API.md has no subsection {title}"
+    text = re.split(r"\n##+ ", rest)[0]
+    return re.findall(r"^\| `([a-z_]+)` \| ([^|]*) \|", text, re.MULTILINE)
+
+
+def test_every_method_and_every_parameter_of_bwnh_is_documented_with_its_default() -> None:
+    rows = rows_of_api("Methods")
+    methods, parameters = rows[: len(METHODS)], rows[len(METHODS) :]
+    assert {name for name, _ in methods} == set(METHODS)
+    own = [name for name in BwnhParameters.model_fields if name != "name"]
+    assert [name for name, _ in parameters] == own
+    for name, documented in parameters:
+        assert documented == default_of(BwnhParameters, name), name
+
+
+def test_only_bwnh_has_parameters_of_its_own() -> None:
+    shared = set.intersection(*(set(one.model_fields) for one in METHODS.values()))
+    assert shared == {"name", "recalibrate_batch_norm", "mirror_images"}
+    for name, method in METHODS.items():
+        assert name == "bwnh" or set(method.model_fields) == shared
+        assert method.model_fields["mirror_images"].default is (name == "bwnh")
+
+
+def test_every_member_of_fine_tuning_is_documented_with_its_default() -> None:
+    rows = rows_of_api("Fine-tuning")
     assert [name for name, _ in rows] == list(FineTuning.model_fields)
     words = {"epochs": "required", "binary_fractions": "all, always"}
     for name, documented in rows:
@@ -65,9 +90,14 @@ def test_every_member_of_fine_tuning_is_documented_with_its_default() -> None:
 def default_of(model: type[BaseModel], name: str) -> str:
     """Return a field's default as the tables write it."""
     value = model.model_fields[name].default
-    if isinstance(value, str):
-        return f"`{value}`"
-    return ", ".join(f"{one:g}" for one in (value if isinstance(value, tuple) else [value]))
+    values = value if isinstance(value, tuple) else (value,)
+    return ", ".join(_written(one) for one in values)
+
+
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"`{value}`" if isinstance(value, str) else f"{value:g}"
 
 
 def test_every_member_of_a_specification_is_documented_and_there() -> None:
