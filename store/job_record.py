@@ -39,7 +39,8 @@ class Job:
     ``spec`` is the specification as it was stored, perhaps by another release of bitpress;
     ``layers`` holds ``{"name", "losses"}`` of every calibrated layer so far, in order; ``epochs``
     the figures of every epoch of fine-tuning (``epoch`` from 1, ``loss``, ``train_accuracy``,
-    ``images_per_second``, ``learning_rate``, ``seconds``);
+    ``images_per_second``, ``learning_rate``, ``seconds``, and ``device`` and ``products``, which
+    say how it was computed);
     ``problem`` is the problem document of a failed job; ``model`` is ``{"name", "version"}``.
     """
 

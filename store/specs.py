@@ -1,7 +1,8 @@
 """What a compression job is asked to do, and the catalogue of methods with their parameters.
 
-Beside the data, the versions and the number of threads that do the arithmetic, a job depends on
-nothing else: where all of these are equal, so are the artifacts, byte for byte.
+Beside the data, the versions, the number of threads and the kind of processor that do the
+arithmetic, a job depends on nothing else: where all of these are equal, so are the artifacts, byte
+for byte. Fine-tuning on GPUs is the exception.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -16,6 +16,8 @@ from worker.data import ImageSet
 from worker.methods import METHODS
 from worker.networks import input_spec
 from worker.training.images import TrainingImages
+from worker.training.precision import uses_bfloat16
+from worker.training.processes import this_device
 from worker.training.recipe import Recipe
 from worker.training.trainer import EpochFigures, Trainer
 
@@ -67,6 +69,17 @@ def start_training(
         float_weights=_float_weights(full, calibrated),
         device=device,
     )
+
+
+def arithmetic_of(spec: CompressSpec) -> dict[str, str]:
+    """Return what the bits of a training depend on beside its input, where it takes place here.
+
+    ``device``, cpu or cuda, and ``products``, the numbers they are computed in: float32 or
+    bfloat16. It is that of `start_training` without a device.
+    """
+    device = this_device()
+    bfloat16 = uses_bfloat16(recipe_of(spec).precision, device)
+    return {"device": device.type, "products": "bfloat16" if bfloat16 else "float32"}
 
 
 def epoch_record(epoch: int, figures: EpochFigures) -> dict[str, Any]:

@@ -46,8 +46,11 @@ STAGES: Mapping[str, str] = {
     "evaluate": "worker.stages.evaluate:evaluate",
 }
 
-# What the record of an epoch says beside its seconds.
-_EPOCH_FIGURES = ("epoch", "loss", "train_accuracy", "images_per_second", "learning_rate")
+# What the record of an epoch says: how it went, and how it was computed.
+_EPOCH_MEMBERS = (
+    *("epoch", "loss", "train_accuracy", "images_per_second", "learning_rate", "seconds"),
+    *("device", "products"),
+)
 
 _Report = Callable[[float, str], None]
 
@@ -155,7 +158,7 @@ class _Run:
         for epoch in range(1, epochs + 1):
             step, part = f"epoch-{epoch:04}", epoch_part(epoch, epochs)
             done = self._call(process, "epoch", {"epoch": epoch}, step=step, part=part)
-            self._epochs.append({key: done[key] for key in (*_EPOCH_FIGURES, "seconds")})
+            self._epochs.append({key: done[key] for key in _EPOCH_MEMBERS})
         self._call(process, "finish", {}, step="finish", part=finish_part())
 
     def summary(self) -> dict[str, Any]:

@@ -22,9 +22,9 @@ SCHEMA = 2
 def provenance(spec: CompressSpec, digests: Mapping[str, str]) -> dict[str, Any]:
     """Return where an artifact comes from: nothing that differs between two equal jobs.
 
-    Equal are jobs of equal specification, data, versions and threads: how many threads torch has
-    decides in which order it adds, and so a sum's last bits. The checkpoint appears by its digest
-    only, however it was sent.
+    Equal are jobs of equal specification, data, versions and threads on processors of one kind:
+    how many threads torch has, and which instructions, decides in which order it adds, and so a
+    sum's last bits. The checkpoint appears by its digest only, however it was sent.
     """
     return {
         "spec": spec.model_dump(mode="json", exclude={"checkpoint"}),
@@ -33,6 +33,21 @@ def provenance(spec: CompressSpec, digests: Mapping[str, str]) -> dict[str, Any]
         "versions": versions(),
         "threads": torch.get_num_threads(),
     }
+
+
+def training_provenance(epochs: Sequence[Mapping[str, Any]], processes: int) -> dict[str, Any]:
+    """Return what the artifact of a job with the recorded ``epochs`` depends on besides.
+
+    training: ``device`` and ``products`` of the epochs, every pair once, in order of first use;
+        there is one, unless the job moved to another machine
+    training_processes: how many trained together, where there were several: they divide each sum
+    """
+    if not epochs:
+        return {}
+    pairs = dict.fromkeys((epoch["device"], epoch["products"]) for epoch in epochs)
+    training = [{"device": device, "products": products} for device, products in pairs]
+    several = {"training_processes": processes} if processes > 1 else {}
+    return {"training": training, **several}
 
 
 def versions() -> dict[str, str]:

@@ -103,6 +103,8 @@ def fine_tune(context: StageContext) -> Mapping[str, Step]:
             "train_accuracy": 0.5,
             "images_per_second": 100.0,
             "learning_rate": 0.001,
+            "device": "cpu",
+            "products": "float32",
             "files": {"training": ref.to_json()},
         }
 

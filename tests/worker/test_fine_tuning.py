@@ -8,7 +8,7 @@ from torch import nn
 
 from models.layers import binarize_layer
 from store.specs import CompressSpec, parse_spec
-from worker.fine_tuning import epoch_record, recipe_of
+from worker.fine_tuning import arithmetic_of, epoch_record, recipe_of
 from worker.networks import finished_tensors, load_finished
 from worker.training.trainer import EpochFigures
 
@@ -45,6 +45,17 @@ def test_the_record_of_an_epoch_counts_from_one() -> None:
         "seconds": 2.0,
         "learning_rate": 0.001,
     }
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_what_auto_means_here_is_told(monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = {"avx512_bf16"} if bfloat16 else {"avx2"}
+    monkeypatch.setattr("worker.training.precision._cpu_flags", lambda: flags)
+    found = {"device": "cpu", "products": "bfloat16" if bfloat16 else "float32"}
+    assert arithmetic_of(spec()) == found
+    assert arithmetic_of(spec(precision="float32"))["products"] == "float32"
+    assert arithmetic_of(spec(precision="bfloat16"))["products"] == "bfloat16"
 
 
 @pytest.mark.parametrize("bases", [1, 3])

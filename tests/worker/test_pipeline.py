@@ -74,7 +74,8 @@ def test_fine_tuning_is_a_step_per_epoch_and_one_to_finish(shared_service: Servi
     assert [(epoch["epoch"], epoch["loss"]) for epoch in job.epochs] == [(1, 1.0), (2, 0.5)]
     assert all(epoch["train_accuracy"] == 0.5 for epoch in job.epochs)
     assert all(
-        {"images_per_second", "learning_rate", "seconds"} < epoch.keys() for epoch in job.epochs
+        {"images_per_second", "learning_rate", "seconds", "device", "products"} < epoch.keys()
+        for epoch in job.epochs
     )
     report = models_of(shared_service).resolve(job.model["name"], job.model["version"]).report
     assert report["epochs"] == list(job.epochs)

@@ -8,7 +8,7 @@ import torch
 
 from store.specs import parse_spec
 from worker.evaluation import accuracy
-from worker.report import answer_figures, layers_by_loss, provenance
+from worker.report import answer_figures, layers_by_loss, provenance, training_provenance
 
 SPEC = parse_spec(
     {
@@ -34,6 +34,16 @@ def test_provenance_names_all_that_the_bytes_depend_on(threads: int) -> None:
     assert set(origin["versions"]) == {"bitpress", "torch", "numpy"}
     assert origin["spec"]["architecture"] == "digits_cnn"
     assert "checkpoint" not in origin["spec"]
+
+
+def test_provenance_names_every_arithmetic_that_trained_once() -> None:
+    on_cpu = {"device": "cpu", "products": "bfloat16"}
+    on_gpu = {"device": "cuda", "products": "bfloat16"}
+    epochs = [{"epoch": n, **of} for n, of in enumerate((on_gpu, on_cpu, on_gpu), 1)]
+    assert training_provenance([], processes=2) == {}
+    assert training_provenance(epochs[1:2], processes=1) == {"training": [on_cpu]}
+    several = training_provenance(epochs, processes=2)
+    assert several == {"training": [on_gpu, on_cpu], "training_processes": 2}
 
 
 def test_layers_are_ranked_by_their_last_loss() -> None:

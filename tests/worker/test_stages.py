@@ -33,6 +33,7 @@ from worker.stages.evaluate import evaluate
 from worker.stages.fine_tune import fine_tune
 from worker.stages.pack import pack
 from worker.stages.prepare import prepare
+from worker.training.processes import this_device
 
 CLASSES = ("dark", "light", "striped")
 LAYERS = ["features.0", "features.3", "features.7", "classifier"]
@@ -225,7 +226,10 @@ def test_a_job_tells_what_fine_tuning_did(settings: WorkerSettings) -> None:
     for epoch in report["fine_tuning"]["epochs"]:
         assert epoch["loss"] > 0 and 0 <= epoch["train_accuracy"] <= 1
         assert epoch["images_per_second"] > 0 and epoch["learning_rate"] > 0
+        assert (epoch["device"], epoch["products"]) == (this_device().type, "float32")
     assert packed.provenance["spec"]["fine_tune"]["epochs"] == 3
+    trained_on = {"device": this_device().type, "products": "float32"}
+    assert packed.provenance["training"] == [trained_on]
     codes = artifact.binary_codes(packed)
     calibrated = {
         name: load_layer(run.fresh().files.resolve(FileRef.from_json(run.files[f"layer:{name}"])))

@@ -17,7 +17,14 @@ from worker.evaluation import Logits, accuracy, parity, predictions
 from worker.forms import channels_last, logits_of_forms, without_rounding
 from worker.job_files import STAGED, FileRef
 from worker.networks import FINE_TUNED, PACKED, JobNetworks, Refs, input_spec
-from worker.report import SCHEMA, answer_figures, layer_figures, layers_by_loss, provenance
+from worker.report import (
+    SCHEMA,
+    answer_figures,
+    layer_figures,
+    layers_by_loss,
+    provenance,
+    training_provenance,
+)
 from worker.stage_context import Progress, StageContext, Step
 from worker.stages.pack import write_artifact
 from worker.stages.surroundings import (
@@ -50,7 +57,11 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
             predict["packed_float_activations"] = _unrounded(network, packed, served.name).run
         logits = logits_of_forms(predict, test, input_spec(context.spec), progress)
         accuracies = {form: accuracy(found, test.labels) for form, found in logits.items()}
-        origin = {**provenance(context.spec, prepared["digests"]), **_training_origin(context)}
+        epochs, processes = arguments["epochs"], context.settings.training_processes
+        origin = {
+            **provenance(context.spec, prepared["digests"]),
+            **training_provenance(epochs, processes),
+        }
         final = dataclasses.replace(packed, provenance=origin, accuracy=accuracies)
         files = _stage_files(context, final, logits["packed"], test, dataset)
         path = context.files.resolve(files["artifact"])
@@ -62,7 +73,7 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
             "calibration": prepared["calibration"],
             "layers": layers,
             "layers_by_loss": layers_by_loss(layers),
-            **_fine_tuning(arguments["epochs"]),
+            **_fine_tuning(epochs),
             **answer_figures(logits, test.labels, dataset.classes),
             "bytes": {"float": float_bytes, "packed": path.stat().st_size},
             "compression_ratio": artifact.compression_ratio(float_bytes, path),
@@ -113,14 +124,6 @@ def _stage_files(
         "artifact": write(f"{STAGED}/{ARTIFACT}", partial(write_artifact, final)),
         "predictions": write(f"{STAGED}/{PREDICTIONS}", partial(write_json, answered)),
     }
-
-
-def _training_origin(context: StageContext) -> dict[str, Any]:
-    """Return the one thing more that a trained artifact depends on: in what order sums are made."""
-    processes = context.settings.training_processes
-    if context.spec.fine_tune is None or processes == 1:
-        return {}
-    return {"training_processes": processes}
 
 
 def _fine_tuning(epochs: list[Mapping[str, Any]]) -> dict[str, Any]:

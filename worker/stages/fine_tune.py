@@ -16,7 +16,7 @@ from torch import nn
 
 from models.quantization import quantize_inputs
 from worker.activation_ranges import activation_scales
-from worker.fine_tuning import epoch_record, start_training, training_images
+from worker.fine_tuning import arithmetic_of, epoch_record, start_training, training_images
 from worker.job_files import FileRef
 from worker.networks import ACTIVATIONS, FINE_TUNED, TRAINING, finished_tensors, save_tensors
 from worker.stage_context import Progress, StageContext, Step
@@ -70,7 +70,8 @@ class _Training:
         train = self._on_processes if together else self._in_this_process
         figures, ref = train(number, refs, progress)
         self._remove_states_before(number - _STATES_KEPT + 1)
-        return {**epoch_record(number, figures), "files": {TRAINING: ref.to_json()}}
+        record = {**epoch_record(number, figures), **arithmetic_of(self._context.spec)}
+        return {**record, "files": {TRAINING: ref.to_json()}}
 
     def finish(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """Leave the trained network: codes, scales, biases, batch norm and float layers."""
