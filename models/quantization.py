@@ -144,11 +144,26 @@ def _keep_input(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Te
 
 def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
     x, low, step = ctx.saved_tensors
-    least = (low - step / 2).item()
-    greatest = (low + step * (2**ctx.bits - 0.5)).item()
+    least, greatest = low - step / 2, low + step * (2**ctx.bits - 0.5)
+    between = _between_on_cpu if x.device.type == "cpu" else _between
+    return between(gradient, x, least, greatest), None, None, None
+
+
+def _between_on_cpu(gradient: Tensor, x: Tensor, least: Tensor, greatest: Tensor) -> Tensor:
     # In one pass over memory, which is all that this costs: the gradient between two bounds.
-    passed = torch.ops.aten.hardtanh_backward(gradient, x, least, greatest)
-    return passed, None, None, None
+    bounds = least.item(), greatest.item()
+    passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, *bounds)
+    return passed
+
+
+def _between(gradient: Tensor, x: Tensor, least: Tensor, greatest: Tensor) -> Tensor:
+    """Return the gradient where ``least < x < greatest``, else 0.
+
+    The 0-d bounds are never asked for, so that no step waits for a GPU. They count as float32: a
+    0-d tensor by itself would be rounded to the dtype of ``x``.
+    """
+    inside = (x > least.reshape(1)) & (x < greatest.reshape(1))
+    return torch.where(inside, gradient, torch.zeros((), dtype=gradient.dtype, device=x.device))
 
 
 quantize_straight_through.register_autograd(_gradient, setup_context=_keep_input)

@@ -16,6 +16,8 @@ from models.operators import Conv2d, Linear, Quantize, zero_level
 from models.quantization import (
     ActivationQuantizer,
     Scale,
+    _between,
+    _between_on_cpu,
     input_scales,
     quantize,
     quantize_inputs,
@@ -99,6 +101,19 @@ def test_gradient_passes_where_nothing_was_clamped():
     assert y.tolist() == [-2, -2, 0, 253, 253]
     y.backward(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert x.grad.tolist() == [0, 2, 3, 4, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_is_the_same_on_devices_that_are_not_to_be_waited_for(dtype):
+    x = torch.from_numpy(numbers(0, 4000)).to(dtype)
+    gradient = torch.from_numpy(numbers(1, 4000)).to(dtype)
+    # The first bounds are numbers of float32 between two of bfloat16, the others are in ``x``.
+    for least, greatest in ((-1.001, 1.001), (x[3].item(), x[3].item() + 2)):
+        bounds = torch.tensor(least), torch.tensor(greatest)
+        found = _between(gradient, x, *bounds)
+        assert found.dtype == dtype
+        assert torch.equal(found, _between_on_cpu(gradient, x, *bounds))
+        assert 0 < int((found == 0).sum()) < 4000
 
 
 def test_operator_meets_torchs_own_rules():

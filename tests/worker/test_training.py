@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.digits import load
 from benchmarks.digits.training import INPUT
@@ -63,7 +63,7 @@ def binarized(network):
     return binary.eval()
 
 
-def trainer_of(full, recipe, *, teacher=True, images=None, rule=None, seed=11):
+def trainer_of(full, recipe, *, teacher=True, images=None, rule=None, seed=11, device="cpu"):
     return Trainer(
         binarized(full),
         full if teacher else None,
@@ -74,7 +74,7 @@ def trainer_of(full, recipe, *, teacher=True, images=None, rule=None, seed=11):
         float_weights={
             name: layer.weight.detach() for name, layer in binarizable_layers(full).items()
         },
-        device="cpu",
+        device=device,
     )
 
 
@@ -271,6 +271,52 @@ def test_dropout_is_repeatable(full):
     state = torch.random.get_rng_state()
     assert run() == run()
     torch.random.set_rng_state(state)
+
+
+class Elsewhere(Tensor):
+    """A tensor that can be brought to a device, and used for nothing before it is there."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), keywords=None):
+        assert function is Tensor.to, f"{function} met a tensor of another device"
+        with torch._C.DisableTorchFunctionSubclass():
+            return arguments[0].as_subclass(Tensor).to(*arguments[1:], **(keywords or {}))
+
+
+def test_whole_batches_are_brought_to_the_device_that_trains(full):
+    class ImagesElsewhere:
+        def __len__(self):
+            return IMAGES
+
+        def epoch(self, *arguments, **keywords):
+            for batch in digit_images().epoch(*arguments, **keywords):
+                yield tuple(one.as_subclass(Elsewhere) for one in batch)
+
+    recipe = recipe_of("adam", batch_norm="reestimate")
+    there, here = (trainer_of(full, recipe, images=of) for of in (ImagesElsewhere(), None))
+    found, wanted = there.epoch(0, silent), here.epoch(0, silent)
+    assert (found.loss, found.train_accuracy) == (wanted.loss, wanted.train_accuracy)
+    assert same(there.finished().state_dict(), here.finished().state_dict())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_gpu_trains_what_a_cpu_trains(full, name, tmp_path):
+    recipe = recipe_of(name)
+    on_cpu, on_gpu = (trainer_of(full, recipe, device=device) for device in ("cpu", "cuda"))
+    wanted, found = on_cpu.epoch(0, silent), on_gpu.epoch(0, silent)
+    # Its products are rounded otherwise, and a weight next to zero may get another sign.
+    assert found.loss == pytest.approx(wanted.loss, rel=0.1)
+    assert found.train_accuracy == pytest.approx(wanted.train_accuracy, abs=0.05)
+    save_file(on_gpu.state(), tmp_path / "state.safetensors")
+    resumed = trainer_of(full, recipe, device="cuda")
+    resumed.load_state(load_file(tmp_path / "state.safetensors"))
+    assert same(resumed.state(), on_gpu.state())
+    resumed.epoch(1, silent)
+    finished = resumed.finished()
+    assert {tensor.device.type for tensor in finished.state_dict().values()} == {"cpu"}
+    assert accuracy(finished) > max(accuracy(binarized(full)), 0.7)
 
 
 def test_seeds_give_different_results(full):

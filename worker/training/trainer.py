@@ -138,15 +138,14 @@ class Trainer:
             layer.weight.requires_grad_(index < self._recipe.epochs - self._recipe.settle_epochs)
         network = distributed(self._student, self._share)
         meter = Meter(self._epoch_steps, self._recipe.batch_size, self._share, progress)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
             # For dropout alone: all else has generators of its own.
             torch.manual_seed(_mixed(self._seed, index, self._share.rank))
             batches = self._images.epoch(index, self._recipe.batch_size, **asdict(self._share))
             for number, (inputs, labels) in enumerate(islice(batches, self._epoch_steps)):
                 step = index * self._epoch_steps + number
-                loss, logits = self._step(
-                    network, step, inputs.to(self._device), labels.to(self._device)
-                )
+                inputs, labels = inputs.to(self._device), labels.to(self._device)
+                loss, logits = self._step(network, step, inputs, labels)
                 meter.add(loss, logits, labels)
         return meter.figures(self._learning_rate((index + 1) * self._epoch_steps - 1))
 
