@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,12 +163,22 @@ def test_what_does_not_fit_together_is_an_error(files: InMemory) -> None:
         next(images_of(files).epoch(0, 10, world=3))
 
 
-def test_no_more_is_decoded_ahead_than_fits_the_memory(files: InMemory) -> None:
+def test_no_more_is_decoded_ahead_than_fits_the_memory(
+    files: InMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_out: list[int] = []
+    submit = ProcessPoolExecutor.submit
+
+    def counted(executor: ProcessPoolExecutor, *arguments: Any) -> Any:
+        if isinstance(arguments[-1], np.ndarray):
+            handed_out.extend(arguments[-1].tolist())
+        return submit(executor, *arguments)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", counted)
     batches = images_of(files, 2).epoch(0, 4)
-    files.reads.value = 0
-    next(batches)
-    time.sleep(0.3)
-    assert files.reads.value == 4 * (1 + BATCHES_AHEAD)
+    for taken in (1, 2, 3):
+        next(batches)
+        assert len(set(handed_out)) == len(handed_out) == 4 * (taken + BATCHES_AHEAD)
     batches.close()
 
 
@@ -321,6 +332,23 @@ def test_other_augmentations_of_streamed_images_are_those_of_cached_ones(folder:
     cached = CachedImages(pixels, dataset.labels, SPEC, seed=1, rows=train.rows)
     for one, other in zip(streamed.epoch(4, 24), cached.epoch(4, 24), strict=True):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+def test_streamed_images_are_decoded_while_the_training_makes_its_step(
+    wait_until: Callable[..., None],
+) -> None:
+    files = InMemory([photo(seed) for seed in range(20)])
+    images = CachedImages(StreamedPixels(files, SPEC, threads=2), np.arange(20), SPEC, seed=0)
+    batches = images.epoch(0, 5)
+    for taken in (1, 2, 3):
+        next(batches)
+        wait_until(lambda ahead=5 * (taken + 1): files.reads.value >= ahead, "the next batch")
+        assert files.reads.value == 5 * (taken + 1)
+    batches.close()
+    damaged = InMemory([*files.files[:19], b"no image"])
+    images = CachedImages(StreamedPixels(damaged, SPEC), np.arange(20), SPEC, seed=0)
+    with pytest.raises(InvalidDataset, match=r"n19\.jpg"):
+        list(images.epoch(0, 20))
 
 
 def test_a_set_that_is_read_often_is_decoded_once(folder: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.preprocessing import InputSpec, normalise
 from worker.training.encoded_images import PixelRows
+from worker.training.look_ahead import one_ahead
 from worker.training.recipe import Augmentation
 
 # How far an image is moved in each direction; what comes in at the border is black, pixel value 0.
@@ -40,7 +41,7 @@ class TrainingImages(Protocol):
 
 
 class CachedImages:
-    """Images that are decoded already, and mirrored and shifted as arrays.
+    """Images as arrays of one size, which are mirrored and shifted.
 
     The usual augmentation of small images: mirrored with probability 1/2, and moved by up to
     `SHIFT_PIXELS` in each direction. The border is filled before normalisation, with zeros.
@@ -58,8 +59,9 @@ class CachedImages:
     ) -> None:
         """Take images ``rows`` of ``pixels`` (N, H, W, C); all where there are no rows.
 
-        ``pixels`` may be mapped from the disk: only a batch is read at a time. ``labels`` is of
-        the length of ``pixels``.
+        Only a batch of ``pixels`` is read at a time, as they may be mapped from the disk. Where
+        they are no array, reading takes long, and a batch is read while the one before it is
+        used. ``labels`` is of the length of ``pixels``.
 
         Raises:
             ValueError: the augmentation is not one for decoded images, or lengths differ.
@@ -86,7 +88,12 @@ class CachedImages:
         """
         if batch_size % world:
             raise ValueError(f"a batch of {batch_size} cannot be divided by {world}")
-        share = batch_size // world
+        batches = self._batches(epoch, batch_size, rank, batch_size // world)
+        yield from batches if isinstance(self._pixels, np.ndarray) else one_ahead(batches)
+
+    def _batches(
+        self, epoch: int, batch_size: int, rank: int, share: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         order = np.random.default_rng((self._seed, _ORDER, epoch)).permutation(self._rows)
         mirrored, down, right = self._changes(epoch)
         for start in range(0, len(order) - batch_size + 1, batch_size):
