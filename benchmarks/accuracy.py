@@ -44,7 +44,7 @@ from models.runtime import load as load_runtime
 from store.errors import InvalidSpec
 from store.specs import METHODS, CompressSpec, parse_spec
 from worker.activation_ranges import activation_scales
-from worker.calibration import CalibrationImages
+from worker.calibration_images import CalibrationImages
 from worker.data import ImageSet, Splits, split_dataset
 from worker.forms import channels_last, without_rounding
 from worker.image_cache import DecodedDataset

@@ -26,7 +26,7 @@ from models.runtime import load as load_runtime
 from store.errors import BitpressError
 from store.specs import CompressSpec, parse_spec
 from worker.activation_ranges import CHOICES, activation_scales
-from worker.calibration import CalibrationImages
+from worker.calibration_images import CalibrationImages
 from worker.data import ImageSet, calibration_images, split_dataset
 from worker.evaluation import Logits, accuracy, predict_logits
 from worker.image_cache import DecodedDataset

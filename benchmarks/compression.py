@@ -19,13 +19,10 @@ from models.preprocessing import InputSpec
 from store.datasets import DatasetStore
 from store.digests import file_digest
 from store.specs import CompressSpec
-from worker.calibration import (
-    CalibratedLayer,
-    CalibrationImages,
-    calibrate_next,
-    layer_order,
-    recalibrate_batch_norm,
-)
+from worker.activations import layer_order
+from worker.batch_norm import recalibrate_batch_norm
+from worker.calibration import CalibratedLayer, calibrate_next
+from worker.calibration_images import CalibrationImages
 from worker.data import ImageSet
 from worker.evaluation import accuracy, predict_logits
 from worker.fine_tuning import start_training, training_images

@@ -27,7 +27,7 @@ from benchmarks.record import write_record
 from models.preprocessing import InputSpec
 from store.errors import BitpressError
 from store.specs import CompressSpec, parse_spec
-from worker.calibration import CalibrationImages
+from worker.calibration_images import CalibrationImages
 from worker.data import ImageSet, in_memory, training_images
 from worker.evaluation import predict_logits
 from worker.fine_tuning import start_training

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from models.layers import BinaryConv2d, BinaryLayer, BinaryLinear
 from models.quantization import BITS, Scale
-from store.errors import InvalidSpec
+from worker.finite import not_finite
 
 Choice = Literal["mse", "minmax"]
 Progress = Callable[[float, str], None]
@@ -151,7 +151,7 @@ def activation_scales(
     part. ``progress`` takes the fraction of the work that is done, and a short message.
 
     Raises:
-        InvalidSpec: a layer is fed numbers that are not finite.
+        InvalidCheckpoint: a layer is fed numbers that are not finite.
     """
     layers = {
         name: layer
@@ -174,10 +174,7 @@ def _histograms(
             try:
                 seen.setdefault(name, Histogram()).add(arguments[0].float())
             except ValueError as error:
-                raise InvalidSpec(
-                    f"Layer {name}: its {error} on the calibration images.",
-                    field="spec.checkpoint",
-                ) from None
+                raise not_finite(f"Layer {name}: its activations") from error
 
         return hook
 

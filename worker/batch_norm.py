@@ -1,6 +1,6 @@
 """Batch norm's running statistics, estimated again where the layers before it have changed."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,17 @@ def estimate_norms(
             buffers[f"{name}.running_mean"] = norm.running_mean.clone()
             buffers[f"{name}.running_var"] = norm.running_var.clone()
     return buffers
+
+
+def load_norms(network: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """Give the batch norms of ``network`` the running statistics of `estimate_norms`.
+
+    Raises:
+        ValueError: the network has no buffer of that name.
+    """
+    loaded = network.load_state_dict(dict(buffers), strict=False)
+    if loaded.unexpected_keys:
+        raise ValueError(f"there is no {', '.join(loaded.unexpected_keys)}")
 
 
 def _moments(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

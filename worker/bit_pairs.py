@@ -30,7 +30,9 @@ def turn_pairs(statistics: LayerStatistics, solution: Solution, candidates: int)
     rows = _cheapest(share, cost, solution.scales, count)
     share, cost = share.gather(0, rows), cost.gather(0, rows)
     gained = 0
-    for filters in torch.arange(codes.shape[1]).split(max(MOST_PAIRS // count**2, 1)):
+    step = max(MOST_PAIRS // count**2, 1)
+    for start in range(0, codes.shape[1], step):
+        filters = torch.arange(start, min(start + step, codes.shape[1]))
         some = share[:, filters].T, cost[:, filters].T
         gained += _turn_best(statistics, solution, filters, rows[:, filters], *some)
     solution.fit_scales()

@@ -3,11 +3,11 @@
 The full-precision network stays as it is; the binarized one starts as its copy and loses one float
 layer after the other, in the order of execution. A layer needs nothing but the images and the
 results of the layers before it: an interrupted calibration goes on from the files of the finished
-layers, and no activation map is ever stored. While it runs, a `Frontier` keeps the maps that the
-next layer is fed.
+layers, and no activation map is ever written to disk. While it runs, a `Frontier` keeps in memory
+what the next layer is fed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from models.layers import (
     binarize_layer,
     replace_layer,
 )
+from worker.accumulation import accumulate
 from worker.activations import (
     Layer,
     PositionSampler,
@@ -31,19 +32,16 @@ from worker.activations import (
     filter_rows,
     filters_of,
     input_of,
-    layer_order,
     output_positions,
     patches,
     responses,
 )
-from worker.batch_norm import estimate_norms, norms_behind, recalibrate_batch_norm
+from worker.batch_norm import Progress, estimate_norms, load_norms, norms_behind
 from worker.calibration_images import CalibrationImages
 from worker.frontier import Fed, Frontier
 from worker.methods import METHODS
 from worker.methods.protocol import LayerProblem, Target
-from worker.statistics import LayerStatistics, accumulate
-
-Progress = Callable[[float, str], None]
+from worker.statistics import LayerStatistics
 
 # A batch norm whose gain is less lets nothing through.
 LEAST_GAIN = 1e-6
@@ -200,6 +198,8 @@ class _LayerInputs:
             if target == "binarized":
                 pairs: Iterable[tuple[Fed, Fed]] = ((one, one) for one in seen)
             else:
+                # Strict for more than the check: zip then asks the second frontier once beyond its
+                # last batch too, and only there does a frontier take note of what it has kept.
                 pairs = zip(seen, self.frontier.inputs(self.full, self.name), strict=True)
             for fed, wanted in pairs:
                 made = responses(layer, wanted.input)
@@ -238,7 +238,7 @@ def apply_layer(network: nn.Module, calibrated: CalibratedLayer) -> None:
     binary = binarize_layer(layer, calibrated.codes, calibrated.scale, calibrated.offset)
     replace_layer(network, calibrated.name, binary)
     if calibrated.norms:
-        network.load_state_dict(dict(calibrated.norms), strict=False)
+        load_norms(network, calibrated.norms)
 
 
 def save_layer(calibrated: CalibratedLayer, path: Path) -> None:
@@ -270,17 +270,3 @@ def load_layer(path: Path) -> CalibratedLayer:
                 if name.startswith(_NORM)
             },
         )
-
-
-__all__ = [
-    "CalibratedLayer",
-    "CalibrationImages",
-    "Progress",
-    "apply_layer",
-    "calibrate_layer",
-    "calibrate_next",
-    "layer_order",
-    "load_layer",
-    "recalibrate_batch_norm",
-    "save_layer",
-]

@@ -14,6 +14,7 @@ from models.layers import BinaryConv2d, BinaryLinear
 from models.preprocessing import InputSpec
 from models.quantization import quantize_inputs, scales_of
 from store.specs import CompressSpec
+from worker.batch_norm import load_norms
 from worker.calibration import CalibratedLayer, apply_layer, load_layer
 from worker.job_files import FileRef, JobFiles
 
@@ -102,8 +103,7 @@ class JobNetworks:
         for layer in self.layers(refs):
             apply_layer(network, layer)
         if BATCH_NORM in refs:
-            buffers = load_file(self._resolve(refs[BATCH_NORM]))
-            network.load_state_dict(buffers, strict=False)
+            load_norms(network, load_file(self._resolve(refs[BATCH_NORM])))
         if ACTIVATIONS in refs:
             scales = load_file(self._resolve(refs[ACTIVATIONS]))
             quantize_inputs(network, scales_of(scales))

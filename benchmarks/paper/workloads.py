@@ -16,7 +16,7 @@ from benchmarks.digits import training as digits_training
 from models.preprocessing import InputSpec
 from store.errors import InvalidSpec
 from store.specs import CompressSpec, parse_spec
-from worker.calibration import CalibrationImages
+from worker.calibration_images import CalibrationImages
 from worker.data import ImageSet, Splits, calibration_images, in_memory, split_dataset
 from worker.image_cache import DecodedDataset
 from worker.image_folder import open_image_folder

@@ -9,7 +9,7 @@ from torch import nn
 
 from models.layers import binarizable_layers, binarize_layer, replace_layer
 from models.quantization import Scale, input_scales, quantize_inputs
-from store.errors import InvalidSpec
+from store.errors import InvalidCheckpoint
 from worker.activation_ranges import (
     Histogram,
     activation_scales,
@@ -196,6 +196,7 @@ def test_quantizers_in_place_take_no_part_and_stay(net, images, choice):
 
 def test_infinite_activations_are_named(net, images):
     net.norm.weight.data[0] = torch.inf
-    with pytest.raises(InvalidSpec, match=r"left: its activations are not finite"):
+    with pytest.raises(InvalidCheckpoint, match=r"left: its activations .* not finite") as caught:
         activation_scales(net, Images(images, 4), "mse", quiet)
+    assert caught.value.field == "spec.input" and caught.value.remedy
     assert not any(module._forward_pre_hooks for module in net.modules())

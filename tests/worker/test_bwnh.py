@@ -11,9 +11,10 @@ from torch import Tensor
 
 from store.specs import PAPERS_BWNH, BwnhParameters
 from worker import descent
+from worker.accumulation import accumulate
 from worker.methods import bwn, bwnh
 from worker.methods.protocol import BinaryFilters, LayerProblem
-from worker.statistics import GramStatistics, LayerStatistics, SampleStatistics, accumulate
+from worker.statistics import GramStatistics, LayerStatistics, SampleStatistics
 
 
 def correlated_samples(generator: torch.Generator, samples: int, inputs: int) -> Tensor:

@@ -23,19 +23,23 @@ from store import specs
 from store.errors import InvalidCheckpoint, InvalidSpec
 from worker import activations, calibration, calibration_images
 from worker import frontier as frontiers
+from worker.accumulation import accumulate
 from worker.activations import (
     PositionSampler,
     at_positions,
     filter_rows,
     filters_of,
     input_of,
+    layer_order,
     output_positions,
     patches,
     responses,
 )
+from worker.batch_norm import load_norms, recalibrate_batch_norm
+from worker.calibration_images import CalibrationImages
 from worker.frontier import Frontier
 from worker.methods import METHODS
-from worker.statistics import GramStatistics, SampleStatistics, accumulate
+from worker.statistics import GramStatistics, SampleStatistics
 
 INPUT = InputSpec(3, 12, 12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
@@ -80,17 +84,17 @@ class Pixels:
         return self.array[start:stop]
 
 
-def images(seed: int, count: int = 60) -> calibration.CalibrationImages:
+def images(seed: int, count: int = 60) -> CalibrationImages:
     rng = np.random.default_rng(seed)
     # Smooth images: neighbouring pixels agree, as in photographs.
     coarse = rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
-    return calibration.CalibrationImages(Pixels(coarse.repeat(3, axis=1).repeat(3, axis=2)), INPUT)
+    return CalibrationImages(Pixels(coarse.repeat(3, axis=1).repeat(3, axis=2)), INPUT)
 
 
-def binarized(net: nn.Module, data: calibration.CalibrationImages, **options: object) -> nn.Module:
+def binarized(net: nn.Module, data: CalibrationImages, **options: object) -> nn.Module:
     method = str(options.pop("method", "bwnh"))
     result = copy.deepcopy(net)
-    for name in calibration.layer_order(net, (3, 12, 12)):
+    for name in layer_order(net, (3, 12, 12)):
         layer = calibration.calibrate_layer(
             net,
             result,
@@ -106,7 +110,7 @@ def binarized(net: nn.Module, data: calibration.CalibrationImages, **options: ob
 
 
 def test_layers_come_in_the_order_of_execution() -> None:
-    assert calibration.layer_order(SmallNet(0), (3, 12, 12)) == ["first", "second", "last"]
+    assert layer_order(SmallNet(0), (3, 12, 12)) == ["first", "second", "last"]
 
 
 @given(
@@ -224,7 +228,7 @@ def test_calibration_is_reproducible_and_goes_on_from_files(tmp_path: Path) -> N
     net, data = SmallNet(1), images(1)
     whole = binarized(net, data)
     resumed = copy.deepcopy(net)
-    for number, name in enumerate(calibration.layer_order(net, (3, 12, 12))):
+    for number, name in enumerate(layer_order(net, (3, 12, 12))):
         # As after a crash before every layer: rebuilt from the files of the finished ones.
         resumed = copy.deepcopy(net)
         for done in range(number):
@@ -243,7 +247,7 @@ def test_calibration_is_reproducible_and_goes_on_from_files(tmp_path: Path) -> N
         assert torch.equal(one, other), name
 
 
-def distance(net: nn.Module, other: nn.Module, data: calibration.CalibrationImages) -> float:
+def distance(net: nn.Module, other: nn.Module, data: CalibrationImages) -> float:
     batch = torch.cat(list(data.batches()))
     with torch.no_grad():
         return float((net(batch) - other(batch)).square().mean())
@@ -283,7 +287,7 @@ def test_batch_norm_is_re_estimated_from_all_images_whatever_the_batches(
     monkeypatch.setattr(calibration_images, "MOST_IMAGES_PER_BATCH", batch)
     net, data = SmallNet(5), images(5)
     fixed = copy.deepcopy(net)
-    buffers = calibration.recalibrate_batch_norm(fixed, data, lambda *_: None)
+    buffers = recalibrate_batch_norm(fixed, data, lambda *_: None)
     assert set(buffers) == {
         f"{norm}.{buffer}"
         for norm in ("norm", "norm_two")
@@ -304,8 +308,8 @@ def test_batch_norm_is_re_estimated_from_all_images_whatever_the_batches(
 def test_batch_norm_of_single_values_cannot_be_re_estimated() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(432, 4), nn.BatchNorm1d(4)).eval()
     with pytest.raises(InvalidSpec, match="at least two images"):
-        calibration.recalibrate_batch_norm(net, images(0, 1), lambda *_: None)
-    calibration.recalibrate_batch_norm(net, images(0, 2), lambda *_: None)
+        recalibrate_batch_norm(net, images(0, 1), lambda *_: None)
+    recalibrate_batch_norm(net, images(0, 2), lambda *_: None)
 
 
 @pytest.mark.parametrize("samples", [4, 40])
@@ -325,7 +329,7 @@ def test_pieces_of_patches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_grouped_convolution_is_refused_with_a_remedy() -> None:
     net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Flatten()).eval()
-    data = calibration.CalibrationImages(
+    data = CalibrationImages(
         Pixels(np.zeros((2, 5, 5, 1), np.uint8)), InputSpec(1, 5, 5, (0.0,), (1.0,))
     )
     with pytest.raises(InvalidSpec) as caught:
@@ -459,6 +463,15 @@ def test_mirrored_images_follow_their_originals() -> None:
     for one, other, original in zip(batches[::2], batches[1::2], plain.batches(), strict=True):
         assert torch.equal(one, original)
         assert torch.equal(other, original.flip(3))
+
+
+def test_statistics_of_a_batch_norm_that_there_is_not_are_refused() -> None:
+    net = SmallNet(4)
+    mean = torch.full((16,), 7.0)
+    load_norms(net, {"norm.running_mean": mean})
+    assert torch.equal(net.norm.running_mean, mean)
+    with pytest.raises(ValueError, match=r"no norm_three\.running_mean"):
+        load_norms(net, {"norm_three.running_mean": mean})
 
 
 def test_norms_behind_a_layer_are_estimated_with_it(tmp_path: Path) -> None:

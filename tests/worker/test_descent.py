@@ -11,15 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from store.errors import InvalidSpec
 from store.specs import PAPERS_BWNH, BwnhParameters
 from worker import bit_pairs
+from worker.accumulation import accumulate
 from worker.bit_pairs import turn_pairs
 from worker.descent import Solution, descend
 from worker.methods import bwnh
 from worker.methods.protocol import BinaryFilters, LayerProblem
 from worker.residual_bases import Bases, add_basis
 from worker.starts import STARTS
-from worker.statistics import GramStatistics, LayerStatistics, SampleStatistics, accumulate
+from worker.statistics import GramStatistics, LayerStatistics, SampleStatistics
 
 FILTERS = 40
 
@@ -182,6 +184,17 @@ def test_random_starts_depend_on_the_seed_alone() -> None:
     )
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert 0.3 < (one > 0).float().mean() < 0.7
+
+
+@pytest.mark.parametrize("offset", [False, True])
+def test_a_correction_too_small_for_what_a_layer_is_fed_is_answered(offset: bool) -> None:
+    # Inputs that repeat each other, whose sums are rounded to float32 at a size of 10,000.
+    seen, targets, weight = problem(16, 60, 200)
+    seen = seen[:, :1] + 100 + 1e-3 * seen
+    with pytest.raises(InvalidSpec) as caught:
+        binarize(seen, targets, weight, offset=offset, correction=1e-12)
+    assert caught.value.field == "spec.method.correction" and caught.value.remedy
+    binarize(seen, targets, weight, offset=offset, correction=0.1)
 
 
 @pytest.mark.parametrize("bases", [1, 3])

@@ -17,6 +17,8 @@ from models.lowering import lower
 from models.preprocessing import InputSpec, normalise
 from models.runtime import load
 from worker import calibration
+from worker.activations import layer_order
+from worker.calibration_images import CalibrationImages
 from worker.methods import METHODS
 from worker.training.images import CachedImages
 from worker.training.recipe import Recipe
@@ -64,8 +66,8 @@ def float_net() -> nn.Module:
 
 def calibrated(net: nn.Module, method: str, pixels: np.ndarray) -> nn.Module:
     binary = copy.deepcopy(net)
-    images = calibration.CalibrationImages(Pixels(pixels[:64]), INPUT)
-    for name in calibration.layer_order(net, INPUT.shape):
+    images = CalibrationImages(Pixels(pixels[:64]), INPUT)
+    for name in layer_order(net, INPUT.shape):
         layer = calibration.calibrate_layer(
             net,
             binary,

@@ -12,7 +12,7 @@ from models.lowering import lower
 from models.preprocessing import normalise
 from models.quantization import Scale, input_scales, quantize_inputs
 from worker.activation_ranges import activation_scales
-from worker.calibration import CalibrationImages
+from worker.calibration_images import CalibrationImages
 from worker.training.images import CachedImages
 from worker.training.recipe import Recipe
 from worker.training.rules import ScaledSignRule

@@ -27,6 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from store.errors import InvalidSpec
 from worker.bit_pairs import turn_pairs
 from worker.descent import Solution, descend
 from worker.methods.protocol import BinaryFilters, LayerProblem, Target
@@ -130,10 +131,23 @@ def _loss_of(
         statistics = statistics.centred()
     unit = statistics.mean_diagonal()
     if correction > 0 and unit > 0:
-        statistics = statistics.with_targets_of(statistics.real_weights(correction * unit, weight))
+        real = _held(statistics, correction * unit, weight)
+        statistics = statistics.with_targets_of(real)
     if ridge > 0:
         statistics = statistics.with_ridge(ridge * unit, weight)
     return statistics
+
+
+def _held(statistics: LayerStatistics, ridge: float, weight: Tensor) -> Tensor:
+    try:
+        return statistics.real_weights(ridge, weight)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        # As G is rounded, its least eigenvalues may lie below 0 by more than the ridge.
+        raise InvalidSpec(
+            "The inputs of a layer depend on each other too closely for so small a correction.",
+            field="spec.method.correction",
+            remedy="Ask for a larger correction, such as 0.1, or for none.",
+        ) from None
 
 
 def _search(

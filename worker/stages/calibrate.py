@@ -8,13 +8,9 @@ from torch import nn
 
 from models.quantization import scale_tensors
 from worker.activation_ranges import activation_scales
-from worker.calibration import (
-    CalibrationImages,
-    apply_layer,
-    calibrate_next,
-    recalibrate_batch_norm,
-    save_layer,
-)
+from worker.batch_norm import recalibrate_batch_norm
+from worker.calibration import apply_layer, calibrate_next, save_layer
+from worker.calibration_images import CalibrationImages
 from worker.frontier import Frontier
 from worker.networks import ACTIVATIONS, BATCH_NORM, LAYER, save_tensors
 from worker.stage_context import Progress, StageContext, Step

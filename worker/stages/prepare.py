@@ -12,7 +12,7 @@ from store.datasets import Dataset
 from store.errors import InvalidSpec
 from store.specs import CompressSpec
 from store.uploads import UploadStore
-from worker.calibration import layer_order
+from worker.activations import layer_order
 from worker.data import ImageSet, calibration_images
 from worker.networks import (
     MODEL,

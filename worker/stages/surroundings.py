@@ -9,7 +9,7 @@ import torch
 
 from store.datasets import Dataset, DatasetStore
 from store.specs import CompressSpec
-from worker.calibration import CalibrationImages
+from worker.calibration_images import CalibrationImages
 from worker.data import ImageSet, Splits, calibration_images, in_memory, split_dataset
 from worker.image_cache import decode_dataset
 from worker.networks import JobNetworks, input_spec
