@@ -85,8 +85,8 @@ class FineTuning(BaseModel):
         min_length=1,
         max_length=32,
         description="Stochastic quantisation: the share of each layer's filters that is binary in "
-        "each of so many equally long parts of the training, the last 1. Absent: all filters, "
-        "always; for sq_bwn 0.5, 0.75, 0.875, 1.",
+        "each of so many equally long parts of the training before bits are fixed, the last 1. "
+        "Absent: all filters, always; for sq_bwn 0.5, 0.75, 0.875, 1.",
     )
     augmentation: Literal["none", "flip_and_shift", "random_resized_crop"] = "flip_and_shift"
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -226,6 +226,28 @@ def test_settling_fixes_the_bits_and_trains_the_rest(full, average):
     assert (same(codes_of(trainer), {n: before[n] >= 0 for n in codes_of(trainer)})) or average
 
 
+@pytest.mark.parametrize("settle_epochs", [1, 2])
+def test_all_filters_are_binary_and_no_gradient_is_soft_while_bits_are_fixed(full, settle_epochs):
+    recipe = recipe_of("stochastic", epochs=3, settle_epochs=settle_epochs, estimator="progressive")
+    trainer = trainer_of(full, recipe)
+    told, quantizers, steps = [], trainer._stochastic, IMAGES // 64
+    prepare = trainer._prepare
+
+    def spied(step):
+        prepare(step)
+        told.append((quantizers[0].fraction, trainer._estimator.progress))
+
+    trainer._prepare = spied
+    for epoch in range(3):
+        trainer.epoch(epoch, silent)
+    learning = (3 - settle_epochs) * steps
+    fractions, progress = zip(*told, strict=True)
+    # Both parts are equally long, and together last for as long as bits may change.
+    assert fractions == (0.5,) * (learning // 2) + (1.0,) * (3 * steps - learning // 2)
+    assert progress[:learning] == tuple(step / learning for step in range(learning))
+    assert set(progress[learning:]) == {1.0}
+
+
 def test_frozen_batch_norm_keeps_its_statistics(full):
     trainer = trainer_of(full, recipe_of("frozen"))
     trainer.epoch(0, silent)

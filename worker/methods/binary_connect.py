@@ -45,9 +45,6 @@ class BinaryConnectRule:
         """Return the estimator; ``plain`` is the paper's."""
         return estimator
 
-    def before_step(self, layer: BinaryLayer) -> None:
-        """Leave the latent weight as it is."""
-
     def after_step(self, layer: BinaryLayer) -> None:
         """Clip the latent weight to -1..1: beyond, a change of it would change no bit."""
         layer.weight.clamp_(-1.0, 1.0)

@@ -34,9 +34,6 @@ class MeanMagnitudeRule:
         """Return `mean_magnitude_sign`; the gradient is the method's own, not the estimator's."""
         return mean_magnitude_sign
 
-    def before_step(self, layer: BinaryLayer) -> None:
-        """Leave the latent weight as it is."""
-
     def after_step(self, layer: BinaryLayer) -> None:
         """Leave the latent weight as it is."""
 

@@ -29,8 +29,3 @@ class MovingAverage:
         torch._foreach_lerp_(self._averages, self._sources, 1.0 - decay)
         for name in self._counts:
             self.tensors[name].copy_(self._originals[name])
-
-    def restart(self) -> None:
-        """Make the average the present weights."""
-        for name, tensor in self.tensors.items():
-            tensor.copy_(self._originals[name])

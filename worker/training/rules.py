@@ -35,9 +35,6 @@ class WeightRule(Protocol):
         ``estimator`` is the sign together with the gradient that stands in for its own.
         """
 
-    def before_step(self, layer: BinaryLayer) -> None:
-        """Change the latent weight before each forward pass; without gradients, in place."""
-
     def after_step(self, layer: BinaryLayer) -> None:
         """Change the latent weight after each step of the optimizer; without gradients."""
 
@@ -69,9 +66,6 @@ class ScaledSignRule:
     def quantizer(self, layer: BinaryLayer, estimator: Estimator) -> Quantizer:
         """Return the estimator itself."""
         return estimator
-
-    def before_step(self, layer: BinaryLayer) -> None:
-        """Leave the latent weight as it is."""
 
     def after_step(self, layer: BinaryLayer) -> None:
         """Leave the latent weight as it is."""

@@ -93,6 +93,8 @@ class Trainer:
             else None
         )
         self._epoch_steps = len(images) // recipe.batch_size
+        self._learning_epochs = recipe.epochs - recipe.settle_epochs
+        self._learning_steps = self._learning_epochs * self._epoch_steps
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the next epoch depends on, as contiguous copies on the CPU."""
@@ -132,10 +134,10 @@ class Trainer:
         self._student.train()
         if self._recipe.batch_norm == "frozen":
             freeze_statistics(self._student)
-        if index == self._recipe.epochs - self._recipe.settle_epochs:
+        if index == self._learning_epochs:
             self._settle()
         for layer in self._layers.values():
-            layer.weight.requires_grad_(index < self._recipe.epochs - self._recipe.settle_epochs)
+            layer.weight.requires_grad_(index < self._learning_epochs)
         network = distributed(self._student, self._share)
         meter = Meter(self._epoch_steps, self._recipe.batch_size, self._share, progress)
         with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
@@ -182,17 +184,14 @@ class Trainer:
         return loss.detach(), logits.detach()
 
     def _prepare(self, step: int) -> None:
-        done = step / (self._recipe.epochs * self._epoch_steps)
+        """Set how binary a step is, which grows for as long as bits may change."""
+        done = min(step / self._learning_steps, 1.0)
         if isinstance(self._estimator, ProgressiveSign):
             self._estimator.progress = done
         if (fractions := self._recipe.binary_fractions) is not None:
             for quantizer in self._stochastic:
                 quantizer.step = step
-                quantizer.fraction = fractions[int(done * len(fractions))]
-        with torch.no_grad():
-            for layer in self._layers.values():
-                if layer.weight.requires_grad:
-                    self._rule.before_step(layer)
+                quantizer.fraction = (*fractions, 1.0)[int(done * len(fractions))]
 
     def _install_quantizers(self) -> list[StochasticQuantizer]:
         quantizers = []
@@ -211,8 +210,7 @@ class Trainer:
 
     def _learning_rate(self, step: int) -> float:
         """Return the learning rate of a step; the settling epochs have a course of their own."""
-        recipe = self._recipe
-        learning = (recipe.epochs - recipe.settle_epochs) * self._epoch_steps
+        recipe, learning = self._recipe, self._learning_steps
         warmup = recipe.warmup_epochs * self._epoch_steps
         steps = learning
         if step >= learning:
