@@ -30,6 +30,8 @@ LayerName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+LEAST_CORRECTION = 0.0001
+
 
 class _Strict(BaseModel):
     """A misspelt field is an error, not a default."""
@@ -91,7 +93,7 @@ class BwnhParameters(_Method):
         allow_inf_nan=False,
         description="Aim at what real-valued weights can do with the binarized network's input; "
         "how much they are held to the full-precision ones, relative to the mean diagonal of the "
-        "Gram matrix. 0: aim at the full-precision responses.",
+        "Gram matrix, at least 0.0001. 0: aim at the full-precision responses.",
     )
     ridge: float = Field(
         default=0.0,
@@ -139,6 +141,14 @@ class BwnhParameters(_Method):
         "convolution and linear weights.",
     )
 
+    @field_validator("correction")
+    @classmethod
+    def _none_or_felt(cls, correction: float) -> float:
+        if 0 < correction < LEAST_CORRECTION:
+            # Less would be lost in the rounding of the Gram matrix.
+            raise ValueError(f"correction is 0 or at least {LEAST_CORRECTION}")
+        return correction
+
 
 class BinaryConnectParameters(_Method):
     """BinaryConnect (Courbariaux et al., NeurIPS 2015): signs alone, no scale."""
@@ -160,21 +170,6 @@ class HwgqBwnParameters(_Method):
 
     name: Literal["hwgq_bwn"] = "hwgq_bwn"
 
-
-PAPERS_BWNH: Mapping[str, Any] = {
-    "name": "bwnh",
-    "recalibrate_batch_norm": "never",
-    "mirror_images": False,
-    "blocks": False,
-    "offset": False,
-    "correction": 0.0,
-    "ridge": 0.0,
-    "starts": ("sign",),
-    "eliminate_scale": False,
-    "bit_pairs": 0,
-    "bases": 1,
-}
-"""BWNH as published: every option of ours off."""
 
 MethodParameters = Annotated[
     BinaryConnectParameters | BwnParameters | BwnhParameters | HwgqBwnParameters | SqBwnParameters,

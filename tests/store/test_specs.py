@@ -6,7 +6,6 @@ import pytest
 from store.errors import InvalidSpec
 from store.specs import (
     METHODS,
-    PAPERS_BWNH,
     BwnhParameters,
     BwnParameters,
     CompressSpec,
@@ -73,6 +72,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"method": {"name": "bwnh", "sweeps": -1}}, "spec.method.sweeps"),
     ({"method": {"name": "bwnh", "swepes": 1}}, "spec.method.swepes"),
     ({"method": {"name": "bwnh", "ridge": float("nan")}}, "spec.method.ridge"),
+    ({"method": {"name": "bwnh", "correction": 1e-9}}, "spec.method.correction"),
     ({"method": {"name": "bwn", "sweeps": 1}}, "spec.method.sweeps"),
     ({"input": {"channels": 2}}, "spec.input.channels"),
     ({"input": {"mean": [0.5]}}, "spec.input"),
@@ -199,4 +199,3 @@ def test_a_method_knows_the_parameters_of_its_code() -> None:
         "recalibrate_batch_norm",
         "mirror_images",
     }
-    assert BwnhParameters(**PAPERS_BWNH).bases == 1

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from store.specs import PAPERS_BWNH, BwnhParameters
+from benchmarks.paper.variants import bwnh_as_published
+from store.specs import BwnhParameters
 from worker import descent
 from worker.accumulation import accumulate
 from worker.methods import bwn, bwnh
@@ -27,7 +28,7 @@ def statistics_of(seen: Tensor, targets: Tensor) -> LayerStatistics:
     return accumulate([(seen, targets)], seen.shape[1], targets.shape[1], len(seen))
 
 
-PAPER = BwnhParameters(**PAPERS_BWNH).own_parameters()
+PAPER = BwnhParameters(**bwnh_as_published()).own_parameters()
 
 
 def solve(seen: Tensor, targets: Tensor, weight: Tensor, **parameters: object) -> BinaryFilters:

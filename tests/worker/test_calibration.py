@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.paper.variants import bwnh_as_published
 from models.artifact import Artifact, encode
 from models.layers import binarizable_layers, binarize_layer, float32_bytes, replace_layer
 from models.lowering import lower
@@ -258,7 +259,7 @@ def test_hashing_beats_signs_and_asymmetric_beats_symmetric_targets() -> None:
     for seed in range(6):
         net, held_out = SmallNet(seed), images(100 + seed)
         data = images(seed)
-        paper = specs.BwnhParameters(**specs.PAPERS_BWNH).own_parameters()
+        paper = specs.BwnhParameters(**bwnh_as_published()).own_parameters()
         asymmetric.append(distance(net, binarized(net, data, **paper), held_out))
         paper["target"] = "binarized"
         symmetric.append(distance(net, binarized(net, data, **paper), held_out))

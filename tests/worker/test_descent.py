@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.paper.variants import bwnh_as_published
 from store.errors import InvalidSpec
-from store.specs import PAPERS_BWNH, BwnhParameters
+from store.specs import BwnhParameters
 from worker import bit_pairs
 from worker.accumulation import accumulate
 from worker.bit_pairs import turn_pairs
@@ -156,7 +157,7 @@ def binarize(
     statistics = statistics_of(seen, targets)
     size = weight.numel()
     asked = LayerProblem(weight.T, lambda *_: statistics, report, seed, network_bits=size)
-    paper = BwnhParameters(**PAPERS_BWNH).own_parameters()
+    paper = BwnhParameters(**bwnh_as_published()).own_parameters()
     return bwnh.binarize(asked, **{**paper, **options})  # type: ignore[arg-type]
 
 
