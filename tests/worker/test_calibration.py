@@ -420,6 +420,39 @@ def test_a_frontier_computes_a_network_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert runs == {"first": 1, "norm": 1, "second": 1, "norm_two": 1}
 
 
+def test_a_calibration_computes_either_network_once() -> None:
+    net, data = SmallNet(0), images(0, 4)
+    done = copy.deepcopy(net)
+    frontier = Frontier(data.batches)
+    runs: dict[str, int] = {}
+
+    def count(name: str, fed: Tensor) -> None:
+        # Not the single image that the size of a map is found by.
+        if len(fed) > 1:
+            runs[name] = runs.get(name, 0) + 1
+
+    for label, network in (("full", net), ("binarized", done)):
+        for name in ("norm", "norm_two"):
+            network.get_submodule(name).register_forward_hook(
+                lambda _, fed, __, name=f"{label} {name}": count(name, fed[0])
+            )
+    for name in ("first", "second", "last"):
+        calibration.calibrate_next(
+            net,
+            done,
+            name,
+            data,
+            method="bwnh",
+            parameters={},
+            seed=0,
+            progress=lambda *_: None,
+            frontier=frontier,
+        )
+    assert runs == dict.fromkeys(
+        ("full norm", "full norm_two", "binarized norm", "binarized norm_two"), 1
+    )
+
+
 def test_a_network_that_cannot_be_traced_is_run_anew_for_every_layer() -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
