@@ -2,9 +2,9 @@
 
 For every method: accuracy of the full-precision network, of the calibrated one, of the fine-tuned
 one where that is asked for, and of the packed plan on the reference runtime; the loss of every
-layer after every sweep, and of every epoch; the seconds and the memory that calibration took; the
-seconds and the speed of training. Figures are means over the seeds, which choose the calibration
-images and positions. Everything is done by the job's own code.
+layer after every sweep, and of every epoch; the bits for each binary weight; the seconds and the
+memory that calibration took; the seconds and the speed of training. Figures are means over the
+seeds, which choose the calibration images and positions. Everything is done by the job's own code.
 """
 
 import tempfile
@@ -22,6 +22,7 @@ from benchmarks.compression import (
     Calibration,
     Trained,
     accuracy_on,
+    bits_per_weight,
     calibrate,
     console,
     fine_tune,
@@ -30,11 +31,29 @@ from benchmarks.compression import (
     progress,
     read_images,
 )
-from benchmarks.paper.options import run as run_program
-from benchmarks.paper.options import seed_list
+from benchmarks.options import (
+    Architecture,
+    ArchitectureParameters,
+    Archive,
+    Channels,
+    Checkpoint,
+    Json,
+    KeepFloat,
+    KeyValues,
+    Mean,
+    Seeds,
+    Size,
+    Std,
+    Threads,
+    ValueRange,
+    network_members,
+    seed_list,
+)
+from benchmarks.options import run as run_program
 from benchmarks.paper.results import standard_error_note
+from benchmarks.paper.variants import VARIANTS, chosen
 from benchmarks.record import write_record
-from client.commands.options import names, numbers, pairs
+from client.commands.options import names, pairs
 from models.artifact import Artifact, compression_ratio, write
 from models.layers import float32_bytes
 from models.lowering import lower
@@ -50,8 +69,6 @@ from worker.forms import channels_last, without_rounding
 from worker.image_cache import DecodedDataset
 from worker.networks import input_spec
 from worker.stages.surroundings import chosen_for_calibration
-
-KeyValues = list[str] | None
 
 
 @dataclass(frozen=True)
@@ -72,9 +89,9 @@ def measure(bench: Bench, spec: CompressSpec, full_precision: float) -> Run:
     """Compress once, as a job with ``spec`` does, and evaluate every form of the network."""
     fed, images = input_spec(spec), bench.reported(spec.seed)
     train = bench.splits[spec.seed].train
-    chosen = chosen_for_calibration(train, spec)
-    calibrated = calibrate(bench.network, chosen, spec)
-    _round_activations(calibrated.network, chosen, spec)
+    unlabelled = chosen_for_calibration(train, spec)
+    calibrated = calibrate(bench.network, unlabelled, spec)
+    _round_activations(calibrated.network, unlabelled, spec)
     accuracies = {
         "full_precision": full_precision,
         "calibrated": _trained_accuracy(calibrated.network, images, fed),
@@ -83,7 +100,7 @@ def measure(bench: Bench, spec: CompressSpec, full_precision: float) -> Run:
     if spec.fine_tune is not None:
         trained = fine_tune(bench.network, network, train, spec)
         network = trained.network
-        _round_activations(network, chosen, spec)
+        _round_activations(network, unlabelled, spec)
         accuracies["fine_tuned"] = _trained_accuracy(network, images, fed)
     packed = _packed(network, bench.dataset.classes, fed)
     accuracies["packed"] = accuracy_on(load_runtime(packed, "reference").run, images, fed)
@@ -92,15 +109,22 @@ def measure(bench: Bench, spec: CompressSpec, full_precision: float) -> Run:
         accuracies["packed_float_activations"] = accuracy_on(
             load_runtime(unrounded, "reference").run, images, fed
         )
-    return _run(accuracies, _ratio(packed, bench.network), calibrated, trained)
+    return _run(spec.seed, accuracies, packed, _ratio(packed, bench.network), calibrated, trained)
 
 
 def _run(
-    accuracies: Mapping[str, float], ratio: float, calibrated: Calibration, trained: Trained | None
+    seed: int,
+    accuracies: Mapping[str, float],
+    packed: Artifact,
+    ratio: float,
+    calibrated: Calibration,
+    trained: Trained | None,
 ) -> Run:
     return Run(
+        seed=seed,
         accuracies=accuracies,
         ratio=ratio,
+        bits_per_weight=bits_per_weight(packed.plan),
         calibration_seconds=calibrated.seconds,
         peak_mib=calibrated.peak_mib,
         losses=calibrated.losses,
@@ -150,6 +174,20 @@ def method_parameters(method: str, given: Mapping[str, Any], methods: Sequence[s
     return {key: value for key, value in given.items() if key in known}
 
 
+def methods_of(keys: str, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the methods of a comma-separated list of variants, with the parameters ``given``.
+
+    Raises:
+        InvalidSpec: there is no such variant, or none of them has one of the parameters.
+    """
+    variants = chosen(",".join(names([keys])))
+    called = [str(variant.method["name"]) for variant in variants]
+    return {
+        variant.key: {**variant.method, **method_parameters(name, given, called)}
+        for variant, name in zip(variants, called, strict=True)
+    }
+
+
 def upto(network: nn.Module, spec: CompressSpec, count: int | None) -> CompressSpec:
     """Return ``spec`` with only the first ``count`` of its layers binarized."""
     if count is None:
@@ -175,11 +213,13 @@ def full_precisions(bench: Bench, fed: InputSpec) -> dict[int, float]:
 
 
 def main(
-    architecture: Annotated[str, typer.Option(help="A registered architecture.")],
-    checkpoint: Annotated[Path, typer.Option(exists=True, dir_okay=False)],
-    dataset: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="A zip or tar.")],
-    methods: Annotated[str, typer.Option(help="Comma-separated.")] = "bwn,bwnh",
-    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
+    architecture: Architecture,
+    checkpoint: Checkpoint,
+    dataset: Archive,
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated, of: " + ", ".join(VARIANTS) + ".")
+    ] = "bwn,bwnh",
+    seeds: Seeds = "0,1,2",
     parameter: Annotated[
         KeyValues,
         typer.Option(metavar="KEY=VALUE", help="Of the methods that have it; repeatable."),
@@ -196,36 +236,32 @@ def main(
     validation: Annotated[
         bool, typer.Option("--validation", help="Report on the validation split, to choose by it.")
     ] = False,
-    mean: Annotated[str, typer.Option()] = "0.4914,0.4822,0.4465",
-    std: Annotated[str, typer.Option()] = "0.2470,0.2435,0.2616",
-    value_range: Annotated[str, typer.Option(help="What 0..255 becomes first.")] = "0,1",
-    size: Annotated[int, typer.Option(help="Height and width of the input.")] = 32,
-    channels: Annotated[int, typer.Option()] = 3,
-    architecture_parameter: Annotated[
-        KeyValues, typer.Option(metavar="KEY=VALUE", help="Repeatable.")
-    ] = None,
-    keep_float: Annotated[str, typer.Option(help="Comma-separated layer names.")] = "",
+    mean: Mean = "0.4914,0.4822,0.4465",
+    std: Std = "0.2470,0.2435,0.2616",
+    value_range: ValueRange = "0,1",
+    size: Size = 32,
+    channels: Channels = 3,
+    architecture_parameter: ArchitectureParameters = None,
+    keep_float: KeepFloat = "",
     calibration_images: Annotated[int, typer.Option()] = 500,
-    threads: Annotated[int, typer.Option(help="0: as many as there are cores.")] = 0,
+    threads: Threads = 0,
     cache: Annotated[
         Path | None, typer.Option(help="Folder that keeps decoded images for the next time.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Where to write the figures.")] = None,
+    json: Json = None,
 ) -> None:
     """Measure the accuracy of 1-bit weights, by method."""
+    network_and_input = network_members(
+        architecture,
+        architecture_parameter,
+        channels=channels,
+        size=size,
+        value_range=value_range,
+        mean=mean,
+        std=std,
+    )
     members = {
-        "name": "benchmark",
-        "architecture": architecture,
-        "architecture_parameters": pairs(architecture_parameter or ()),
-        "dataset": "benchmark",
-        "input": {
-            "channels": channels,
-            "value_range": numbers(value_range),
-            "height": size,
-            "width": size,
-            "mean": numbers(mean),
-            "std": numbers(std),
-        },
+        **network_and_input,
         "keep_float": names([keep_float]),
         "calibration_images": calibration_images,
         "fine_tune": {"epochs": fine_tune_epochs, **pairs(fine_tune or ())},
@@ -234,17 +270,10 @@ def main(
     }
     if not fine_tune_epochs:
         del members["fine_tune"]
-    given, chosen = pairs(parameter or ()), names([methods])
     seed_numbers = seed_list(seeds)
     specs = {
-        name: [
-            parse_spec(
-                members
-                | {"method": {"name": name, **method_parameters(name, given, chosen)}, "seed": seed}
-            )
-            for seed in seed_numbers
-        ]
-        for name in chosen
+        name: [parse_spec({**members, "method": method, "seed": seed}) for seed in seed_numbers]
+        for name, method in methods_of(methods, pairs(parameter or ())).items()
     }
     first = next(iter(specs.values()))[0]
     with tempfile.TemporaryDirectory() as folder:

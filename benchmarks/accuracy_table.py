@@ -26,12 +26,15 @@ _HEADINGS = {
 class Run:
     """What one method gave with one seed.
 
+    ``bits_per_weight`` are those of binary layers.
     ``accuracies`` are in 0..1 and by form, as in a job's report; ``losses`` are relative, by layer
     and sweep. Seconds of training are those of its epochs; memory is what calibration held at most.
     """
 
+    seed: int
     accuracies: Mapping[str, float]
     ratio: float
+    bits_per_weight: float
     calibration_seconds: float
     peak_mib: float
     losses: Mapping[str, tuple[float, ...]]
@@ -62,19 +65,28 @@ def print_runs(runs: Runs) -> None:
     table = Table()
     table.add_column("method", no_wrap=True)
     trained = any(run.epochs for measured in runs.values() for run in measured)
-    more = ("spread", "drop, %", "ratio", "s", "MiB", *(("training, s", "images/s") * trained))
+    more = (
+        "spread",
+        "drop, %",
+        "bits",
+        "ratio",
+        "s",
+        "MiB",
+        *(("training, s", "images/s") * trained),
+    )
     for heading in (*(_HEADINGS[form] for form in forms), *more):
         table.add_column(heading, justify="right", no_wrap=True)
     for method, measured in runs.items():
-        packed = [run.accuracies["packed"] for run in measured]
+        spread = _spread(measured)
         drop = fmean(
             run.accuracies["full_precision"] - run.accuracies["packed"] for run in measured
         )
         table.add_row(
             method,
             *(f"{_mean(measured, form):.4f}" for form in forms),
-            f"{stdev(packed):.4f}" if len(packed) > 1 else "-",
+            f"{spread:.4f}" if spread is not None else "-",
             f"{100 * drop:.2f}",
+            f"{fmean(run.bits_per_weight for run in measured):.3f}",
             f"{measured[0].ratio:.2f}",
             f"{fmean(run.calibration_seconds for run in measured):.1f}",
             f"{max(run.peak_mib for run in measured):.0f}",
@@ -86,12 +98,23 @@ def print_runs(runs: Runs) -> None:
 
 
 def figures(runs: Runs) -> dict[str, float]:
-    """Return the flat map of the JSON record: means over the seeds, of memory the highest."""
+    """Return the flat map of the JSON record: means over the seeds, of memory the highest.
+
+    Of several seeds there is also what each gave, and the standard deviation of the packed plans'
+    accuracies as ``<method>.spread``.
+    """
     every = [run for measured in runs.values() for run in measured]
     flat = {"full_precision": fmean(run.accuracies["full_precision"] for run in every)}
     for method, measured in runs.items():
         for form in _forms(runs)[1:]:
             flat[f"{method}.{form}"] = _mean(measured, form)
+            if len(measured) > 1:
+                for run in measured:
+                    flat[f"{method}.{form}.seed{run.seed}"] = run.accuracies[form]
+        spread = _spread(measured)
+        if spread is not None:
+            flat[f"{method}.spread"] = spread
+        flat[f"{method}.bits_per_weight"] = fmean(run.bits_per_weight for run in measured)
         flat[f"{method}.ratio"] = fmean(run.ratio for run in measured)
         flat[f"{method}.calibration_seconds"] = fmean(run.calibration_seconds for run in measured)
         # The highest: a later run finds memory that an earlier one has left to the process.
@@ -130,6 +153,12 @@ def _forms(runs: Runs) -> list[str]:
 
 def _mean(measured: Sequence[Run], form: str) -> float:
     return fmean(run.accuracies[form] for run in measured)
+
+
+def _spread(measured: Sequence[Run]) -> float | None:
+    """Return the standard deviation of the packed plans' accuracies; None of a single one."""
+    packed = [run.accuracies["packed"] for run in measured]
+    return stdev(packed) if len(packed) > 1 else None
 
 
 def _images_per_second(measured: Sequence[Run]) -> float:

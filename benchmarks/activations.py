@@ -7,30 +7,45 @@ split to say, which is the default; the test split is for the final figure.
 
 import copy
 import time
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 from rich.table import Table
 from torch import nn
 
 from benchmarks.compression import calibrate, console, load_network, progress, read_images
+from benchmarks.options import (
+    CACHE,
+    Architecture,
+    ArchitectureParameters,
+    Archive,
+    Cache,
+    Channels,
+    Checkpoint,
+    Json,
+    KeepFloat,
+    Mean,
+    Size,
+    Std,
+    Threads,
+    ValueRange,
+    network_members,
+    run,
+)
 from benchmarks.record import write_record
-from client.commands.options import names, numbers, pairs
+from client.commands.options import names
 from models.artifact import Artifact
 from models.lowering import lower
 from models.quantization import quantize_inputs
 from models.runtime import load as load_runtime
-from store.errors import BitpressError
 from store.specs import CompressSpec, parse_spec
 from worker.activation_ranges import CHOICES, activation_scales
-from worker.calibration_images import CalibrationImages
-from worker.data import ImageSet, calibration_images, split_dataset
+from worker.data import ImageSet, split_dataset
 from worker.evaluation import Logits, accuracy, predict_logits
 from worker.image_cache import DecodedDataset
 from worker.networks import input_spec
+from worker.stages.surroundings import chosen_for_calibration
 
 FLOAT = "w1a32"
 
@@ -46,8 +61,7 @@ def measure(
     """
     splits = split_dataset(dataset, spec.seed)
     evaluated: ImageSet = getattr(splits, split)
-    chosen, _ = calibration_images(splits.train, spec.seed, spec.calibration_images)
-    images = CalibrationImages(chosen, input_spec(spec))
+    images = chosen_for_calibration(splits.train, spec)
     binarized = calibrate(network, images, spec).network
     exact = logits_of(binarized, dataset, evaluated, spec, FLOAT)
     figures = {f"{FLOAT}.accuracy": accuracy(exact, evaluated.labels)}
@@ -99,64 +113,52 @@ def print_figures(figures: dict[str, float]) -> None:
 
 
 def main(
-    architecture: Annotated[str, typer.Option(help="A registered architecture.")],
-    checkpoint: Annotated[Path, typer.Option(exists=True, dir_okay=False)],
-    dataset: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="A zip or tar.")],
+    architecture: Architecture,
+    checkpoint: Checkpoint,
+    dataset: Archive,
     method: Annotated[str, typer.Option(help="Of the weights.")] = "bwnh",
     split: Annotated[str, typer.Option(help="val or test: what is measured on.")] = "val",
     seed: Annotated[int, typer.Option()] = 0,
-    mean: Annotated[str, typer.Option()] = "0.4914,0.4822,0.4465",
-    std: Annotated[str, typer.Option()] = "0.2470,0.2435,0.2616",
-    value_range: Annotated[str, typer.Option(help="What 0..255 becomes first.")] = "0,1",
-    size: Annotated[int, typer.Option(help="Height and width of the input.")] = 32,
-    channels: Annotated[int, typer.Option()] = 3,
-    architecture_parameter: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Repeatable.")
-    ] = None,
-    keep_float: Annotated[str, typer.Option(help="Comma-separated layer names.")] = "",
+    mean: Mean = "0.4914,0.4822,0.4465",
+    std: Std = "0.2470,0.2435,0.2616",
+    value_range: ValueRange = "0,1",
+    size: Size = 32,
+    channels: Channels = 3,
+    architecture_parameter: ArchitectureParameters = None,
+    keep_float: KeepFloat = "",
     calibration_images: Annotated[int, typer.Option()] = 500,
-    cache: Annotated[Path, typer.Option(help="Where decoded images are kept.")] = Path(
-        "build/benchmarks"
-    ),
-    threads: Annotated[int, typer.Option(help="0: as many as there are cores.")] = 0,
-    json: Annotated[Path | None, typer.Option(help="Where to write the figures.")] = None,
+    cache: Cache = CACHE,
+    threads: Threads = 0,
+    json: Json = None,
 ) -> None:
     """Measure the accuracy of 8-bit activations, by how their scales are chosen."""
     if split not in ("val", "test"):
         raise typer.BadParameter(f"{split!r} is neither val nor test")
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        spec = parse_spec(
-            {
-                "name": "activations",
-                "architecture": architecture,
-                "architecture_parameters": pairs(architecture_parameter or ()),
-                "dataset": "activations",
-                "input": {
-                    "channels": channels,
-                    "value_range": numbers(value_range),
-                    "height": size,
-                    "width": size,
-                    "mean": numbers(mean),
-                    "std": numbers(std),
-                },
-                "method": {"name": method},
-                "keep_float": names([keep_float]),
-                "calibration_images": calibration_images,
-                "seed": seed,
-            }
-        )
-        decoded = read_images(dataset, input_spec(spec), cache)
-        network = load_network(spec, checkpoint, len(decoded.classes))
-        figures = measure(network, decoded, split, spec)
-    except BitpressError as error:
-        console.print(f"{error.title}: {error.detail} {error.remedy or ''}", style="red")
-        raise typer.Exit(1) from None
+    network_and_input = network_members(
+        architecture,
+        architecture_parameter,
+        channels=channels,
+        size=size,
+        value_range=value_range,
+        mean=mean,
+        std=std,
+    )
+    spec = parse_spec(
+        {
+            **network_and_input,
+            "method": {"name": method},
+            "keep_float": names([keep_float]),
+            "calibration_images": calibration_images,
+            "seed": seed,
+        }
+    )
+    decoded = read_images(dataset, input_spec(spec), cache)
+    network = load_network(spec, checkpoint, len(decoded.classes))
+    figures = measure(network, decoded, split, spec)
     print_figures(figures)
     if json is not None:
         write_record(json, seed=seed, figures=figures)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -6,11 +6,11 @@ training with the labels, in full precision, and keeps the result as a checkpoin
 the validation split chooses; the test split is used once, for the figures.
 """
 
-from dataclasses import dataclass
+import json as json_format
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from safetensors.torch import save_file
 from torch import nn
@@ -22,14 +22,33 @@ from benchmarks.compression import (
     read_images,
     train_epochs,
 )
+from benchmarks.options import (
+    CACHE,
+    Architecture,
+    ArchitectureParameters,
+    Archive,
+    Cache,
+    Channels,
+    Checkpoint,
+    Json,
+    Mean,
+    Seeds,
+    Size,
+    Std,
+    Threads,
+    ValueRange,
+    network_members,
+    run,
+    seed_list,
+)
 from benchmarks.record import write_record
-from client.commands.options import numbers, pairs
-from store.errors import BitpressError
 from store.specs import CompressSpec, parse_spec
 from worker.data import Splits, split_dataset
-from worker.fine_tuning import start_training, training_images
+from worker.fine_tuning import recipe_of, training_images
 from worker.image_cache import DecodedDataset
 from worker.networks import input_spec
+from worker.training.rules import ScaledSignRule
+from worker.training.trainer import Trainer
 
 # The split of the images: one for all seeds, so that their validation accuracies compare.
 SPLIT_SEED = 0
@@ -45,11 +64,13 @@ class Adapted:
 
 
 def adapt(network: nn.Module, splits: Splits, spec: CompressSpec) -> Adapted:
-    """Return a copy of ``network``, trained as a job trains but with no layer binary."""
-    # Its own teacher, which the recipe asks nothing.
-    trainer = start_training(network, network, training_images(splits.train, spec), spec)
-    assert spec.fine_tune is not None
-    trained = train_epochs(trainer, spec.fine_tune.epochs, f"seed {spec.seed}").network
+    """Return a copy of ``network``, trained as a job trains but by labels alone."""
+    recipe, images = recipe_of(spec), training_images(splits.train, spec)
+    # Without a binary layer the rule is never asked.
+    trainer = Trainer(
+        network, None, images, recipe, ScaledSignRule(), seed=spec.seed, float_weights={}
+    )
+    trained = train_epochs(trainer, recipe.epochs, f"seed {spec.seed}").network
     return Adapted(spec.seed, trained, accuracy_on(trained, splits.val, input_spec(spec)))
 
 
@@ -86,48 +107,45 @@ def adapt_and_keep(
 
 
 def keep(adapted: Adapted, output: Path, source: str, spec: CompressSpec) -> None:
-    """Write a checkpoint that says in its header what it was made from, and how."""
-    assert spec.fine_tune is not None
+    """Write a checkpoint that says in its header what it was made from, and how.
+
+    The recipe is written in full: what is a default today may be another one tomorrow.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     about = {
         "adapted_from": source,
         "architecture": spec.architecture,
         "seed": str(adapted.seed),
-        "training": spec.fine_tune.model_dump_json(exclude_defaults=True),
+        "training": json_format.dumps(asdict(recipe_of(spec))),
     }
     save_file(adapted.network.state_dict(), output, metadata=about)
 
 
 def main(
-    architecture: Annotated[str, typer.Option(help="A registered architecture.")],
-    checkpoint: Annotated[Path, typer.Option(exists=True, dir_okay=False)],
-    dataset: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="A zip or tar.")],
-    output: Annotated[Path, typer.Option(help="The checkpoint to write, safetensors.")],
+    architecture: Architecture,
+    checkpoint: Checkpoint,
+    dataset: Archive,
+    output: Annotated[Path, typer.Option(help="The checkpoint to write, safetensors.")] = (
+        CACHE / "adapted.safetensors"
+    ),
     epochs: Annotated[int, typer.Option(min=1)] = 10,
     batch_size: Annotated[int, typer.Option(min=2)] = 128,
     optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = "sgd",
     learning_rate: Annotated[float, typer.Option()] = 0.03,
     weight_decay: Annotated[float, typer.Option()] = 1e-4,
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0",
-    mean: Annotated[str, typer.Option()] = "0.485,0.456,0.406",
-    std: Annotated[str, typer.Option()] = "0.229,0.224,0.225",
-    value_range: Annotated[str, typer.Option(help="What 0..255 becomes first.")] = "0,1",
-    size: Annotated[int, typer.Option(help="Height and width of the input.")] = 32,
-    channels: Annotated[int, typer.Option()] = 3,
-    architecture_parameter: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Repeatable.")
-    ] = None,
-    cache: Annotated[Path, typer.Option(help="Where decoded images are kept.")] = Path(
-        "build/benchmarks"
-    ),
-    threads: Annotated[int, typer.Option(help="0: as many as there are cores.")] = 0,
-    json: Annotated[Path | None, typer.Option(help="Where to write the figures.")] = None,
+    seeds: Seeds = "0",
+    mean: Mean = "0.485,0.456,0.406",
+    std: Std = "0.229,0.224,0.225",
+    value_range: ValueRange = "0,1",
+    size: Size = 32,
+    channels: Channels = 3,
+    architecture_parameter: ArchitectureParameters = None,
+    cache: Cache = CACHE,
+    threads: Threads = 0,
+    json: Json = None,
 ) -> None:
     """Train a full-precision checkpoint on, with labels, on the images at hand."""
-    if threads:
-        torch.set_num_threads(threads)
-    seed_list = [int(seed) for seed in seeds.split(",")]
     training: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -135,35 +153,25 @@ def main(
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
         "distillation": 0.0,
+        "feature_distillation": 0.0,
         "precision": precision,
     }
-    try:
-        spec = parse_spec(
-            {
-                "name": "adapt",
-                "architecture": architecture,
-                "architecture_parameters": pairs(architecture_parameter or ()),
-                "dataset": "adapt",
-                "input": {
-                    "channels": channels,
-                    "value_range": numbers(value_range),
-                    "height": size,
-                    "width": size,
-                    "mean": numbers(mean),
-                    "std": numbers(std),
-                },
-                "method": {"name": "bwn"},
-                "fine_tune": training,
-            }
-        )
-        decoded = read_images(dataset, input_spec(spec), cache)
-        figures = adapt_and_keep(spec, checkpoint, decoded, seed_list, output)
-    except BitpressError as error:
-        console.print(f"{error.title}: {error.detail} {error.remedy or ''}", style="red")
-        raise typer.Exit(1) from None
+    network_and_input = network_members(
+        architecture,
+        architecture_parameter,
+        channels=channels,
+        size=size,
+        value_range=value_range,
+        mean=mean,
+        std=std,
+    )
+    spec = parse_spec({**network_and_input, "method": {"name": "bwn"}, "fine_tune": training})
+    numbers = seed_list(seeds)
+    decoded = read_images(dataset, input_spec(spec), cache)
+    figures = adapt_and_keep(spec, checkpoint, decoded, numbers, output)
     if json is not None:
-        write_record(json, seed=seed_list, figures=figures)
+        write_record(json, seed=numbers, figures=figures)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main, trains=True)

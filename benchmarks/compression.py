@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -15,6 +16,9 @@ from torch import nn
 from benchmarks.record import peak_mib, reset_peak_memory, resident_mib
 from models.checkpoint_fit import check_fit, restore
 from models.checkpoints import load as load_checkpoint
+from models.layers import BinaryConv2d, BinaryLinear
+from models.operators import Conv2d, Linear
+from models.plan import Plan
 from models.preprocessing import InputSpec
 from store.datasets import DatasetStore
 from store.digests import file_digest
@@ -139,6 +143,29 @@ def binarize_next(
         recalibrate=spec.method.recalibrate_batch_norm == "each_layer",
         frontier=frontier,
     )
+
+
+def bits_per_weight(plan: Plan) -> float:
+    """Return the bits for each weight of a plan's binary layers: 1 where all have one basis.
+
+    Further bases count, scales and layers left in float do not; 0 without any binary layer.
+    """
+    weights = bits = 0
+    for node in plan.nodes:
+        if isinstance(node, Conv2d | Linear) and node.weight == "bits":
+            count = prod(node.weight_shape([plan.shapes[source] for source in node.sources]))
+            weights += count
+            bits += node.bases * count
+    return bits / weights if weights else 0.0
+
+
+def bases_of(network: nn.Module) -> dict[str, int]:
+    """Return the number of bases of every binary layer that has more than one, by its name."""
+    return {
+        name: layer.bases
+        for name, layer in network.named_modules()
+        if isinstance(layer, BinaryConv2d | BinaryLinear) and layer.bases > 1
+    }
 
 
 @dataclass(frozen=True)

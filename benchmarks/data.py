@@ -23,9 +23,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.compression import calibrate, console, progress
+from benchmarks.options import Json, run
 from benchmarks.record import write_record
 from models.preprocessing import InputSpec
-from store.errors import BitpressError
 from store.specs import CompressSpec, parse_spec
 from worker.calibration_images import CalibrationImages
 from worker.data import ImageSet, in_memory, training_images
@@ -149,9 +149,9 @@ def best(speeds: list[Speed]) -> Speed:
 
 
 def calibration(network: nn.Module, images: ImageSet, spec: CompressSpec) -> Speed:
-    """Return how fast calibration reads its images, which it does several times for each layer."""
+    """Return how fast calibration reads its images, mirrored ones with them, time and again."""
     source = Counting(images)
-    fed = CalibrationImages(source, input_spec(spec))
+    fed = CalibrationImages(source, input_spec(spec), mirror=spec.method.mirror_images)
     speed = measured(1, partial(calibrate, network, fed, spec, layers=_LAYERS))
     return Speed(speed.images_per_second * source.count, speed.cpu_ms / source.count)
 
@@ -179,7 +179,8 @@ def training(
     """
     fed, recipe = input_spec(spec), spec.fine_tune
     assert recipe is not None
-    binary = calibrate(network, CalibrationImages(sources["memory"], fed), spec).network
+    unlabelled = CalibrationImages(sources["memory"], fed, mirror=spec.method.mirror_images)
+    binary = calibrate(network, unlabelled, spec).network
     augmented = {
         "memory": Waiting(training_images(sources["memory"], fed, "none", seed=0)),
         "files": Waiting(training_images(sources["files"], fed, "random_resized_crop", seed=0)),
@@ -245,31 +246,27 @@ def main(
     size: Annotated[str, typer.Option(help="Of generated images: WIDTHxHEIGHT.")] = "500x375",
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     most: Annotated[int, typer.Option(min=64, help="Images of a folder that are used.")] = 1024,
-    json: Annotated[Path | None, typer.Option(help="Where to write the figures.")] = None,
+    json: Json = None,
 ) -> None:
     """Measure how fast images are decoded, and whether training, calibration, evaluation wait."""
     width, height = (int(side) for side in size.split("x"))
     spec = specification("bwnh", repeats + 1)
     fed = input_spec(spec)
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            if folder is None:
-                generate(Path(temporary), images, width, height)
-            dataset = open_image_folder(folder or Path(temporary), fed)
-            rows = np.random.default_rng(0).permutation(len(dataset.labels))[:most]
-            speeds = decoding(ImageSet(dataset, rows), fed, repeats)
-            files = ImageSet(dataset, rows[:_NETWORK_IMAGES])
-            sources = {"memory": in_memory(files), "files": files}
-            network = build_network(spec, len(dataset.classes))
-            speeds["calibrate.memory"] = calibration(network, sources["memory"], spec)
-            for name, speed in evaluation(network, sources, fed, repeats).items():
-                speeds[f"evaluate.{name}"] = speed
-            by_source, waiting = training(network, sources, specification("bwn", repeats + 1))
-            for name, speed in by_source.items():
-                speeds[f"train.{name}"] = speed
-    except BitpressError as error:
-        console.print(f"{error.title}: {error.detail} {error.remedy or ''}", style="red")
-        raise typer.Exit(1) from None
+    with tempfile.TemporaryDirectory() as temporary:
+        if folder is None:
+            generate(Path(temporary), images, width, height)
+        dataset = open_image_folder(folder or Path(temporary), fed)
+        rows = np.random.default_rng(0).permutation(len(dataset.labels))[:most]
+        speeds = decoding(ImageSet(dataset, rows), fed, repeats)
+        files = ImageSet(dataset, rows[:_NETWORK_IMAGES])
+        sources = {"memory": in_memory(files), "files": files}
+        network = build_network(spec, len(dataset.classes))
+        speeds["calibrate.memory"] = calibration(network, sources["memory"], spec)
+        for name, speed in evaluation(network, sources, fed, repeats).items():
+            speeds[f"evaluate.{name}"] = speed
+        by_source, waiting = training(network, sources, specification("bwn", repeats + 1))
+        for name, speed in by_source.items():
+            speeds[f"train.{name}"] = speed
     print_speeds(speeds, waiting)
     if json is not None:
         figures = {f"{n}_images_per_second": s.images_per_second for n, s in speeds.items()}
@@ -280,4 +277,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main, trains=True)

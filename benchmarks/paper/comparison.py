@@ -11,10 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.compression import calibrate, console, fine_tune, progress
+from benchmarks.compression import (
+    bases_of,
+    bits_per_weight,
+    calibrate,
+    console,
+    fine_tune,
+    layers_to_binarize,
+    progress,
+)
 from benchmarks.paper.variants import VARIANTS, Variant
 from benchmarks.paper.workloads import Bench
 from client.commands.options import pairs
+from models.lowering import lower
 from worker.data import ImageSet
 from worker.evaluation import accuracy, predict_logits
 from worker.forms import channels_last
@@ -61,7 +70,8 @@ class Run:
     """What one method came to with one seed, on the split that is reported.
 
     ``validation`` has the accuracy on the validation split after calibration and every epoch,
-    where it was asked for.
+    where it was asked for. ``bits_per_weight`` are those of binary layers, and ``bases`` has the
+    layers with more than one basis.
     """
 
     calibrated: Accuracy
@@ -70,6 +80,8 @@ class Run:
     epochs: int
     calibration_seconds: float
     training_seconds: float
+    bits_per_weight: float
+    bases: Mapping[str, int]
 
 
 def run_variant(
@@ -101,6 +113,7 @@ def run_variant(
         title=variant.title,
         judge=judge if every_epoch else None,
     )
+    plan, _ = lower(trained.network, bench.fed.shape)
     run = Run(
         calibrated=measured(bench, calibration.network, reported),
         fine_tuned=measured(bench, trained.network, reported),
@@ -108,12 +121,27 @@ def run_variant(
         epochs=len(trained.epochs),
         calibration_seconds=calibration.seconds,
         training_seconds=trained.seconds,
+        bits_per_weight=bits_per_weight(plan),
+        bases=bases_of(calibration.network),
     )
     console.print(
         f"{variant.title}, seed {spec.seed}: calibrated {run.calibrated.top1:.4f}, "
         f"fine-tuned {run.fine_tuned.top1:.4f}"
     )
     return run
+
+
+def about_bits(bench: Bench, runs: Mapping[str, Sequence[Run]]) -> str:
+    """Return a sentence on the methods that have more than one bit for some weights, or ''."""
+    layers = layers_to_binarize(bench.network, bench.workload.spec({"name": "bwn"}))
+    titles = bench.layer_titles(layers)
+    found = []
+    for key, of in runs.items():
+        most = {name: max(run.bases.get(name, 1) for run in of) for name in layers}
+        further = [f"{titles[name]} ({count})" for name, count in most.items() if count > 1]
+        if further:
+            found.append(f"{VARIANTS[key].title} has several bases in {', '.join(further)}")
+    return "One bit for every binary weight, but: " + "; ".join(found) + "." if found else ""
 
 
 def measured(bench: Bench, network: nn.Module, images: ImageSet) -> Accuracy:

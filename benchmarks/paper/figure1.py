@@ -12,21 +12,16 @@ from typing import Annotated
 import typer
 
 from benchmarks.compression import calibrate
+from benchmarks.options import CACHE, Cache, Seeds, Threads, run, seed_list
 from benchmarks.paper import charts
 from benchmarks.paper.options import (
-    CACHE,
     OUTPUT,
-    Cache,
     CalibrationCount,
     Checkpoint,
     Dataset,
     Output,
     Parameters,
-    Seeds,
-    Threads,
     WorkloadName,
-    run,
-    seed_list,
 )
 from benchmarks.paper.results import Result, Table
 from benchmarks.paper.variants import bwnh_as_published

@@ -8,12 +8,19 @@ every epoch; below, what fine-tuning brings on the test split, which is used onc
 from collections.abc import Sequence
 from statistics import fmean
 
+from benchmarks.options import CACHE, Cache, Seeds, Threads, run, seed_list
 from benchmarks.paper import charts
-from benchmarks.paper.comparison import Accuracy, Budget, Run, mean_accuracy, measured, run_variant
+from benchmarks.paper.comparison import (
+    Accuracy,
+    Budget,
+    Run,
+    about_bits,
+    mean_accuracy,
+    measured,
+    run_variant,
+)
 from benchmarks.paper.options import (
-    CACHE,
     OUTPUT,
-    Cache,
     CalibrationCount,
     Checkpoint,
     Dataset,
@@ -22,16 +29,12 @@ from benchmarks.paper.options import (
     Minutes,
     Output,
     Recipe,
-    Seeds,
-    Threads,
     Validation,
     WorkloadName,
-    run,
-    seed_list,
 )
 from benchmarks.paper.results import Result, Table, percent, standard_error_note
 from benchmarks.paper.variants import VARIANTS, Variant, chosen
-from benchmarks.paper.workloads import Bench, find, load
+from benchmarks.paper.workloads import Bench, about_split, find, load
 
 Runs = dict[str, list[Run]]
 
@@ -123,7 +126,9 @@ def result(
         level=charts.Level("full precision", 100 * reported.top1),
         x_range=(0, 112),
     )
-    rows = [("full precision", "-", percent(reported.top1), "-", percent(validation), "-", "-")]
+    rows = [
+        ("full precision", "-", percent(reported.top1), "-", "32", percent(validation), "-", "-")
+    ]
     for key, of in runs.items():
         rows.append(
             (
@@ -131,6 +136,7 @@ def result(
                 percent(without[key]),
                 percent(with_it[key]),
                 percent(reported.top1 - with_it[key]),
+                f"{fmean(one.bits_per_weight for one in of):.3f}",
                 percent(fmean(one.validation[-1] for one in of)),
                 percent(fmean(one.validation[1] for one in of)),
                 f"{fmean(one.training_seconds for one in of) / 60:.1f}",
@@ -140,6 +146,7 @@ def result(
     for key in runs:
         figures[f"{key}.calibrated"] = without[key]
         figures[f"{key}.fine_tuned"] = with_it[key]
+        figures[f"{key}.bits_per_weight"] = fmean(one.bits_per_weight for one in runs[key])
         figures[f"{key}.training_seconds"] = fmean(one.training_seconds for one in runs[key])
         for epoch, of_seeds in enumerate(by_epoch[key]):
             figures[f"{key}.validation.epoch{epoch}"] = fmean(of_seeds)
@@ -151,8 +158,10 @@ def result(
             f"same recipe, calibrated on {count:,} unlabelled images. While it lasts accuracy is "
             f"that on the validation split; each network saw the {split} images once without and "
             "once with fine-tuning, and they chose nothing."
+            + (f" {bits}" if (bits := about_bits(bench, runs)) else "")
             + (" Lines are means over the seeds, bands their range." if len(seeds) > 1 else ""),
             standard_error_note(len(bench.split(seeds[0], split)), reported.top1),
+            *about_split(bench.workload, "validation"),
         ),
         table=Table(
             (
@@ -160,6 +169,7 @@ def result(
                 "without, %",
                 "with, %",
                 "drop, points",
+                "bits per weight",
                 "validation, last epoch, %",
                 "validation, first epoch, %",
                 "training, min",

@@ -1,8 +1,8 @@
 """Figure 3, accuracy with the first k layers binary: ``python -m benchmarks.paper.figure3``.
 
 The layers are binarized in the order of execution, once with a scale for every filter and once
-with signs alone; after each layer the network, whose other layers are still float, is evaluated.
-There is no fine-tuning.
+with signs alone; after each layer the network, whose other layers are still float, is evaluated:
+all of these networks see the reported images. There is no fine-tuning.
 """
 
 import copy
@@ -17,27 +17,22 @@ from benchmarks.compression import (
     layers_to_binarize,
     progress,
 )
+from benchmarks.options import CACHE, Cache, Seeds, Threads, run, seed_list
 from benchmarks.paper import charts
 from benchmarks.paper.comparison import measured
 from benchmarks.paper.options import (
-    CACHE,
     OUTPUT,
-    Cache,
     CalibrationCount,
     Checkpoint,
     Dataset,
     Output,
     Parameters,
-    Seeds,
-    Threads,
     Validation,
     WorkloadName,
-    run,
-    seed_list,
 )
 from benchmarks.paper.results import Result, Table, percent, standard_error_note
 from benchmarks.paper.variants import bwnh_as_published
-from benchmarks.paper.workloads import Bench, find, load
+from benchmarks.paper.workloads import Bench, about_split, find, load
 from store.specs import CompressSpec
 from worker.frontier import Frontier
 
@@ -126,6 +121,7 @@ def result(
             "signs alone."
             + (" Lines are means over the seeds, bands their range." if len(seeds) > 1 else ""),
             standard_error_note(images, full),
+            *about_split(bench.workload, split),
         ),
         table=Table(("last binary layer", "binary layers", *(f"{v}, %" for v in VARIANTS)), rows),
         figures={

@@ -3,11 +3,10 @@
 CIFAR-100 is measured by ``--workload vgg9-cifar100`` with ``--dataset`` and ``--checkpoint``.
 """
 
+from benchmarks.options import CACHE, Cache, Seeds, Threads, run, seed_list
 from benchmarks.paper.comparison import Budget
 from benchmarks.paper.options import (
-    CACHE,
     OUTPUT,
-    Cache,
     CalibrationCount,
     Checkpoint,
     Dataset,
@@ -16,12 +15,8 @@ from benchmarks.paper.options import (
     Minutes,
     Output,
     Recipe,
-    Seeds,
-    Threads,
     Validation,
     WorkloadName,
-    run,
-    seed_list,
 )
 from benchmarks.paper.tables import Plan, make_table
 from benchmarks.paper.variants import chosen

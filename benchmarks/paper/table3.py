@@ -3,6 +3,7 @@
 The recipe is the paper's by default; ``--recipe`` sets other values.
 """
 
+from benchmarks.options import CACHE, Cache, Seeds, Threads, run, seed_list
 from benchmarks.paper.comparison import Budget
 from benchmarks.paper.imagenet import (
     FullEpochs,
@@ -15,20 +16,14 @@ from benchmarks.paper.imagenet import (
     with_options,
 )
 from benchmarks.paper.options import (
-    CACHE,
     OUTPUT,
-    Cache,
     CalibrationCount,
     Epochs,
     Methods,
     Minutes,
     Output,
     Recipe,
-    Seeds,
-    Threads,
     Validation,
-    run,
-    seed_list,
 )
 from benchmarks.paper.tables import Plan, make_table
 from benchmarks.paper.variants import chosen

@@ -6,10 +6,18 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.paper import charts
-from benchmarks.paper.comparison import Accuracy, Budget, Run, mean_accuracy, measured, run_variant
+from benchmarks.paper.comparison import (
+    Accuracy,
+    Budget,
+    Run,
+    about_bits,
+    mean_accuracy,
+    measured,
+    run_variant,
+)
 from benchmarks.paper.results import Result, Table, percent, standard_error_note
 from benchmarks.paper.variants import FULL_PRECISION, PUBLISHED, VARIANTS, Variant
-from benchmarks.paper.workloads import Bench
+from benchmarks.paper.workloads import Bench, about_split
 
 Runs = dict[str, list[Run]]
 
@@ -67,10 +75,12 @@ def result(bench: Bench, plan: Plan, runs: Runs, full: Accuracy) -> Result:
             f"epoch{'s' if epochs > 1 else ''} under the same recipe, from weights calibrated on "
             f"{plan.calibration_images:,} unlabelled images where the method calibrates. "
             + (f"In float stay {kept}. " if kept else "All layers are binary. ")
+            + (f"{bits} " if (bits := about_bits(bench, runs)) else "")
             + "Nothing was chosen by these images; each network saw them once. "
             + _about(plan.seeds),
             (_ABOUT_PUBLISHED if workload.name in PUBLISHED else "")
             + standard_error_note(images, full.top1),
+            *about_split(workload, plan.split),
         ),
         table=_table(workload.name, runs, full, plan.top5),
         figures=_figures(runs, full),
@@ -94,6 +104,7 @@ def _table(workload: str, runs: Runs, full: Accuracy, top5: bool) -> Table:
         "fine-tuned, %": [percent(full.top1)],
         "spread": ["-"],
         "drop, points": ["-"],
+        "bits per weight": ["32"],
         "top 5, %": [percent(full.top5)],
         "published, %": [_published(workload, FULL_PRECISION)],
         "published drop": ["-"],
@@ -108,6 +119,7 @@ def _table(workload: str, runs: Runs, full: Accuracy, top5: bool) -> Table:
         columns["fine-tuned, %"].append(percent(fmean(accuracies)))
         columns["spread"].append(percent(spread) if len(of) > 1 else "-")
         columns["drop, points"].append(percent(full.top1 - fmean(accuracies)))
+        columns["bits per weight"].append(f"{fmean(run.bits_per_weight for run in of):.3f}")
         columns["top 5, %"].append(percent(fmean(run.fine_tuned.top5 for run in of)))
         columns["published, %"].append(_published(workload, key))
         columns["published drop"].append(_published_drop(workload, key))
@@ -138,6 +150,7 @@ def _published_drop(workload: str, key: str) -> str:
 def _figures(runs: Runs, full: Accuracy) -> dict[str, float]:
     figures = {"full_precision": full.top1, "full_precision.top5": full.top5}
     for key, of in runs.items():
+        figures[f"{key}.bits_per_weight"] = fmean(run.bits_per_weight for run in of)
         figures[f"{key}.epochs"] = float(of[0].epochs)
         figures[f"{key}.calibrated"] = fmean(run.calibrated.top1 for run in of)
         figures[f"{key}.fine_tuned"] = fmean(run.fine_tuned.top1 for run in of)
@@ -145,6 +158,8 @@ def _figures(runs: Runs, full: Accuracy) -> dict[str, float]:
         figures[f"{key}.calibration_seconds"] = fmean(run.calibration_seconds for run in of)
         figures[f"{key}.training_seconds"] = fmean(run.training_seconds for run in of)
         if len(of) > 1:
+            accuracies = [run.fine_tuned.top1 for run in of]
+            figures[f"{key}.spread"] = max(accuracies) - min(accuracies)
             for index, run in enumerate(of):
                 figures[f"{key}.fine_tuned.run{index}"] = run.fine_tuned.top1
     return figures

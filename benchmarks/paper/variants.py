@@ -48,6 +48,8 @@ VARIANTS: Mapping[str, Variant] = {
         Variant("hwgq_bwn", "HWGQ-BWN", {"name": "hwgq_bwn"}),
         Variant("bwnh_as_published", "BWNH as published", bwnh_as_published()),
         Variant("bwnh", "BWNH of bitpress", {"name": "bwnh"}),
+        # As many bits as the others have.
+        Variant("bwnh_one_basis", "BWNH of bitpress, one basis", {"name": "bwnh", "bases": 1}),
         # What the codes are worth: the training of BWNH without its calibration.
         Variant("sign", "signs, trained as BWNH", {**bwnh_as_published(), "sweeps": 0}),
     )

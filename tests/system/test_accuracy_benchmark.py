@@ -4,6 +4,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from benchmarks.accuracy import main, method_parameters
+from benchmarks.accuracy import main, method_parameters, methods_of
+from benchmarks.paper.variants import bwnh_as_published
 from models import registry
 from store.errors import InvalidSpec
 
@@ -70,6 +72,9 @@ def test_every_method_is_measured_before_and_after_training(
         assert found[f"{method}.epoch2.loss"] > 0
         assert found[f"{method}.images_per_second"] > 0
         assert found[f"{method}.fine_tuning_seconds"] > 0
+        of_seeds = [found[f"{method}.packed.seed{seed}"] for seed in (0, 1)]
+        assert found[f"{method}.packed"] == pytest.approx(fmean(of_seeds))
+        assert found[f"{method}.spread"] == pytest.approx(stdev(of_seeds))
     # Asked for at most two sweeps; bwn makes none and has no losses.
     assert "bwnh.loss.features.3.sweep1" in found
     assert "bwnh.loss.features.3.sweep3" not in found
@@ -95,6 +100,29 @@ def test_rounded_activations_are_measured_with_and_without_the_rounding(
 ) -> None:
     found = figures(tmp_path, inputs, "--methods", "bwnh", "--seeds", "0", "--activation-bits", "8")
     assert {"bwnh.packed", "bwnh.packed_float_activations"} <= found.keys()
+
+
+def test_the_papers_form_is_a_method_and_bits_are_counted(
+    tmp_path: Path, inputs: list[str]
+) -> None:
+    methods = ["--methods", "bwnh_as_published,bwnh", "--seeds", "0"]
+    every = ["--parameter", "bases_above=0", "--parameter", "bases_budget=8"]
+    found = figures(tmp_path, inputs, *methods, *every, "--parameter", "bases=2")
+    # The parameters go to both: the paper's form is where they start from.
+    assert found["bwnh_as_published.bits_per_weight"] == found["bwnh.bits_per_weight"] == 2
+    found = figures(tmp_path, inputs, *methods)
+    assert found["bwnh_as_published.bits_per_weight"] == 1
+    assert not any(name.endswith((".spread", ".seed0")) for name in found)
+
+
+def test_methods_are_the_variants_of_the_papers_tables() -> None:
+    methods = methods_of("bwnh_as_published, bwn", {"sweeps": 3})
+    assert methods == {
+        "bwnh_as_published": {**bwnh_as_published(), "sweeps": 3},
+        "bwn": {"name": "bwn"},
+    }
+    with pytest.raises(InvalidSpec, match="xnor"):
+        methods_of("xnor", {})
 
 
 def test_a_parameter_goes_to_the_methods_that_have_it() -> None:

@@ -60,6 +60,21 @@ def test_kinds_of_activations_are_compared(
         assert 0 < figures[f"{kind}.logit_error"] < 1e-2
 
 
+def test_calibration_is_a_jobs(options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Seen(Exception):
+        """Carries the calibration images out of the command."""
+
+    def calibrate(network: object, images: object, spec: object) -> None:
+        raise Seen(images, spec)
+
+    monkeypatch.setattr(activations, "calibrate", calibrate)
+    with pytest.raises(Seen) as seen:
+        activations.main(**{**options, "method": "bwnh"})
+    images, spec = seen.value.args
+    assert images.mirror and spec.method.mirror_images
+    assert len(images) == 2 * 30
+
+
 def test_another_split_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(typer.BadParameter, match="neither"):
         activations.main(**{**options, "split": "train"})

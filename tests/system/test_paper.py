@@ -16,15 +16,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks import digits
-from benchmarks.compression import calibrate
+from benchmarks.compression import calibrate, load_network
 from benchmarks.digits.training import predict
-from benchmarks.paper import figure1, figure2, figure3, table1
+from benchmarks.options import told
+from benchmarks.paper import comparison, figure1, figure2, figure3, table1
 from benchmarks.paper.charts import Dots, Level, Panel, Series, dots, lines, plot
-from benchmarks.paper.comparison import Budget, in_largest, measured
+from benchmarks.paper.comparison import Budget, about_bits, in_largest, measured, run_variant
 from benchmarks.paper.results import Result, Table
 from benchmarks.paper.tables import Plan, make_table
-from benchmarks.paper.variants import PUBLISHED, VARIANTS, bwnh_as_published, chosen
-from benchmarks.paper.workloads import Bench, find, load
+from benchmarks.paper.variants import PUBLISHED, VARIANTS, Variant, bwnh_as_published, chosen
+from benchmarks.paper.workloads import WORKLOADS, Bench, about_split, find, load
 from store.errors import InvalidSpec
 from store.specs import BwnhParameters
 
@@ -148,23 +149,79 @@ def test_table_1_trains_every_method_as_long(bench: Bench, tmp_path: Path) -> No
         accuracy = record["figures"][f"{key}.fine_tuned"]
         assert accuracy > 0.2
         assert float(row[2]) == pytest.approx(100 * accuracy, abs=0.01)
+        bits = record["figures"][f"{key}.bits_per_weight"]
+        # Of BWNH of bitpress alone a layer may have several bases.
+        assert bits == 1 or (key == "bwnh" and 1 < bits <= 1.025)
+        assert float(row[5]) == pytest.approx(bits, abs=0.001)
         drop = 100 * (record["figures"]["full_precision"] - accuracy)
         assert float(row[4]) == pytest.approx(drop, abs=0.01)
     check_picture(tmp_path / "table1-digits.png")
 
 
 @pytest.mark.slow
-def test_minutes_become_epochs_that_fit_into_them(bench: Bench) -> None:
-    short = Budget(None, 0.1, ["learning_rate=0.002"]).fine_tuning(bench, 0)
-    long = Budget(None, 1.0, ["learning_rate=0.002"]).fine_tuning(bench, 0)
-    assert short["learning_rate"] == long["learning_rate"] == 0.002
-    assert 1 <= short["epochs"] < long["epochs"]
+@pytest.mark.parametrize(("seconds", "minutes", "epochs"), [(7.0, 1.0, 8), (90.0, 1.0, 1)])
+def test_minutes_become_epochs_that_fit_into_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, seconds: float, minutes: float, epochs: int
+) -> None:
+    monkeypatch.setattr(comparison, "_epoch_seconds", lambda *_: seconds)
+    training = Budget(None, minutes, ["learning_rate=0.002"]).fine_tuning(bench, 0)
+    assert training == {**bench.workload.fine_tune, "learning_rate": 0.002, "epochs": epochs}
+
+
+@pytest.mark.slow
+def test_an_epochs_time_is_measured_by_a_short_training(bench: Bench) -> None:
+    assert comparison._epoch_seconds(bench, 0, bench.workload.fine_tune) > 0
 
 
 @pytest.mark.slow
 def test_a_budget_without_any_is_one_epoch(bench: Bench) -> None:
     assert Budget(None, None).fine_tuning(bench, 0)["epochs"] == 1
     assert Budget(7, 1.0).fine_tuning(bench, 0)["epochs"] == 7
+
+
+@pytest.mark.slow
+def test_more_than_one_bit_is_said_and_counted(bench: Bench) -> None:
+    further = {"bases": 2, "bases_above": 0.0, "bases_budget": 8.0, "sweeps": 2}
+    variants = {
+        "bwnh": Variant("bwnh", "BWNH of bitpress", {"name": "bwnh", **further}),
+        "bwn": VARIANTS["bwn"],
+    }
+    members = {"calibration_images": IMAGES, "seed": 0, "fine_tune": {"epochs": 1}}
+    runs = {
+        key: [run_variant(bench, variant, members, "validation")]
+        for key, variant in variants.items()
+    }
+    assert runs["bwnh"][0].bits_per_weight == 2
+    assert runs["bwn"][0].bits_per_weight == 1
+    said = about_bits(bench, runs)
+    assert "BWNH of bitpress has several bases in conv1 (2), " in said and "BWN has" not in said
+    assert about_bits(bench, {"bwn": runs["bwn"]}) == ""
+
+
+@pytest.mark.slow
+def test_calibration_images_are_a_jobs(bench: Bench) -> None:
+    mirrored = bench.workload.spec({"name": "bwnh"}, calibration_images=IMAGES)
+    published = bench.workload.spec(bwnh_as_published(), calibration_images=IMAGES)
+    assert len(bench.calibration_images(mirrored)) == 2 * IMAGES
+    assert len(bench.calibration_images(published)) == IMAGES
+
+
+def test_resnet20_is_the_one_adapted_to_these_images() -> None:
+    workload = WORKLOADS["resnet20-cifar10"]
+    assert workload.checkpoint == ROOT / "benchmarks/checkpoints/resnet20_cifar10_jpeg.safetensors"
+    network = load_network(workload.spec({"name": "bwn"}), workload.checkpoint, 10)
+    assert not network.training
+    # It was trained on what other seeds hold out.
+    assert "too high" in about_split(workload, "validation")[0]
+    assert about_split(workload, "test") == []
+    assert about_split(WORKLOADS["vgg9-cifar10"], "validation") == []
+
+
+def test_a_mistake_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as caught, told():
+        find("vgg7", None, None)
+    assert caught.value.exit_code == 1
+    assert "vgg9-cifar10" in capsys.readouterr().out
 
 
 def test_labels_are_counted_among_the_largest_logits() -> None:
@@ -252,7 +309,7 @@ def test_table_1_is_made_of_the_shipped_network(few_cifar_images: Path, tmp_path
     assert figures["full_precision"] > 0.7
     assert figures["bwnh_as_published.calibrated"] > figures["bwn.calibrated"] + 0.2
     table = read_table((tmp_path / "table1-vgg9-cifar10.md").read_text())
-    assert [row[5:7] for row in table] == [["90.99", "-"], ["89.33", "1.66"], ["90.79", "0.20"]]
+    assert [row[6:8] for row in table] == [["90.99", "-"], ["89.33", "1.66"], ["90.79", "0.20"]]
 
 
 def test_a_layer_that_stops_early_keeps_its_last_loss() -> None:
