@@ -4,7 +4,6 @@ Serves the steps of one stage over the inherited descriptor until the worker clo
 `worker.stage_process` describes. It dies with the worker, however that dies.
 """
 
-import ctypes
 import errno
 import importlib
 import json
@@ -25,8 +24,8 @@ from worker.job_files import JobFiles
 from worker.logs import configure_logs
 from worker.settings import WorkerSettings
 from worker.stage_context import Stage, StageContext, Step
+from worker.training.lifetime import die_with
 
-_PR_SET_PDEATHSIG = 1
 # The worker reports every second; more often would only keep it busy.
 _PROGRESS_EVERY_S = 0.2
 
@@ -67,7 +66,7 @@ def read_context(data: Mapping[str, Any]) -> StageContext:
 def main(arguments: list[str]) -> int:
     """Serve the stage's steps; return the exit status."""
     descriptor, parent = int(arguments[0]), int(arguments[1])
-    _die_with(parent)
+    die_with(parent)
     _leave_signals_to_the_worker()
     # Programs that a step starts must not hold the connection open.
     os.set_inheritable(descriptor, False)
@@ -134,14 +133,6 @@ def _stage(target: str) -> Stage:
     module, _, function = target.partition(":")
     stage: Stage = getattr(importlib.import_module(module), function)
     return stage
-
-
-def _die_with(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        # It died before the line above took effect.
-        os._exit(1)
 
 
 def _leave_signals_to_the_worker() -> None:

@@ -25,9 +25,10 @@ from models.layers import (
     replace_layer,
 )
 from models.preprocessing import normalise
-from store.errors import InvalidSpec, JobCrashed
+from store.errors import InvalidDataset, InvalidSpec, JobCrashed
 from worker.training.distributed import train_epoch
 from worker.training.images import CachedImages
+from worker.training.lifetime import parent_of
 from worker.training.recipe import Recipe
 from worker.training.rules import ScaledSignRule
 from worker.training.trainer import Trainer
@@ -377,15 +378,19 @@ def test_a_batch_larger_than_the_data_is_refused(full):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
+    # An epoch of one step: after it, a weight next to zero may have another sign, and all that
+    # follows differs. So the second one begins with the same state again.
     recipe = dataclasses.asdict(recipe_of("sgd", average=0.5, learning_rate=0.01))
-    alone = untrained_trainer(images=192, **recipe)
+    alone = untrained_trainer(images=64, **recipe)
     before, state = alone.state(), None
     for epoch in range(2):
+        if state is not None:
+            alone.load_state(load_file(state))
         expected = alone.epoch(epoch, silent)
         result = tmp_path / f"{epoch}.safetensors"
         figures = train_epoch(
             "tests.worker.test_training:untrained_trainer",
-            {"images": 192, **recipe},
+            {"images": 64, **recipe},
             epoch,
             state=state,
             result=result,
@@ -394,13 +399,14 @@ def test_two_processes_train_as_one(tmp_path):
             progress=silent,
         )
         assert figures.loss == pytest.approx(expected.loss, rel=1e-4)
-        assert figures.train_accuracy == pytest.approx(expected.train_accuracy, abs=0.006)
+        assert figures.train_accuracy == expected.train_accuracy
         state = result
-    found, wanted = load_file(result), alone.state()
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        # Only the order of sums differs; batch norm of half a batch would be far outside.
-        assert torch.allclose(found[name], value, rtol=2e-3, atol=2e-4), name
+        found, wanted = load_file(result), alone.state()
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            # Only the order of sums differs, and there is no more to the gradients of scales before
+            # a batch norm; batch norm of half a batch would be far outside.
+            assert torch.allclose(found[name], value, rtol=1e-3, atol=2e-4), name
     assert not same(before, wanted)
 
 
@@ -420,6 +426,29 @@ def test_what_a_process_raises_reaches_the_caller(tmp_path):
         )
     assert raised.value.field == "spec.fine_tune.batch_size"
     assert not np.any([path.exists() for path in tmp_path.iterdir()])
+
+
+def partly_broken_trainer(**recipe):
+    """Fail as expected, but on the second process only."""
+    if os.environ["RANK"] == "1":
+        raise InvalidDataset("The image cat/3.png is damaged.", remedy="Replace it.")
+    return untrained_trainer(**recipe)
+
+
+@pytest.mark.slow
+def test_what_any_process_raises_reaches_the_caller(tmp_path):
+    with pytest.raises(InvalidDataset, match=r"cat/3\.png") as raised:
+        train_epoch(
+            "tests.worker.test_training:partly_broken_trainer",
+            dataclasses.asdict(recipe_of("adam")),
+            0,
+            state=None,
+            result=tmp_path / "never.safetensors",
+            processes=2,
+            threads=1,
+            progress=silent,
+        )
+    assert raised.value.remedy == "Replace it."
 
 
 def broken_trainer():
@@ -470,3 +499,24 @@ def test_all_processes_die_with_the_one_that_trains(tmp_path, is_running, wait_u
         started.wait()
     for path in pids.glob("[0-9]*"):
         wait_until(lambda pid=int(path.name): not is_running(pid), "a process's end", 30)
+
+
+def test_a_process_whose_torchrun_is_gone_ends_before_it_looks_for_the_others(tmp_path):
+    # Started by this process, which is not a child of itself: as if another had taken over.
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "worker.training.distributed", "--trainer", "no:such"),
+            *("--epoch", "0", "--result", str(tmp_path / "never"), "--caller", str(os.getpid())),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
+
+
+def test_the_parent_of_a_process_is_found():
+    assert parent_of(os.getpid()) == os.getppid()
+    assert parent_of(2**31 - 1) is None

@@ -9,21 +9,20 @@ the same, on one machine or on many::
 
 ``function(**arguments)`` gives every process its own, equal `Trainer`. The first process writes the
 state after the epoch, and JSON lines to the standard output: ``{"progress", "message"}`` any number
-of times, then ``{"figures"}`` or, after an expected failure, ``{"problem"}``.
+of times, then ``{"figures"}``. After an expected failure, any process writes ``{"problem"}``.
 """
 
 import argparse
-import ctypes
 import importlib
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from store.errors import BitpressError, JobCrashed, from_problem
+from worker.training.lifetime import die_with, parent_of
 from worker.training.trainer import EpochFigures, Progress, Trainer
 
 log = logging.getLogger("worker.training")
 
-_PR_SET_PDEATHSIG = 1
 _LOGGED = 10_000  # characters of a failed run's output
 
 
@@ -68,7 +67,7 @@ def train_epoch(
         *("--nproc-per-node", str(processes), "--local-addr", "127.0.0.1"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--max-restarts", "0"),
         *("--module", __spec__.name, "--trainer", trainer, "--arguments", json.dumps(arguments)),
-        *("--epoch", str(index), "--result", str(result)),
+        *("--epoch", str(index), "--result", str(result), "--caller", str(os.getpid())),
         *(("--state", str(state)) if state is not None else ()),
     ]
     environment = {
@@ -85,7 +84,7 @@ def train_epoch(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=partial(die_with, os.getpid()),
         )
         try:
             assert process.stdout is not None
@@ -107,7 +106,7 @@ def train_epoch(
 
 
 def _read(lines: Any, progress: Progress) -> EpochFigures | None:
-    """Follow the first process's output to its end."""
+    """Follow the output of all processes to its end."""
     figures = None
     for line in lines:
         try:
@@ -127,8 +126,12 @@ def _read(lines: Any, progress: Progress) -> EpochFigures | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Be one of torchrun's processes."""
-    _die_with_parent()
     options = _options().parse_args(arguments)
+    agent = os.getppid()
+    die_with(agent)
+    # Had torchrun been killed while this process imported torch, another would be the parent now.
+    if options.caller is not None and parent_of(agent) not in (options.caller, None):
+        os._exit(1)
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -142,25 +145,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _train(options: argparse.Namespace) -> None:
     first = dist.get_rank() == 0
 
-    def say(**message: object) -> None:
+    def report(fraction: float, message: str) -> None:
         if first:
-            sys.stdout.write(json.dumps(message) + "\n")
-            sys.stdout.flush()
+            _say(progress=fraction, message=message)
 
     try:
         trainer = _trainer(options.trainer)(**json.loads(options.arguments))
         if options.state is not None:
             trainer.load_state(load_file(options.state))
-        figures = trainer.epoch(
-            options.epoch, lambda fraction, message: say(progress=fraction, message=message)
-        )
+        figures = trainer.epoch(options.epoch, report)
     except BitpressError as error:
-        say(problem=error.problem())
+        # Whichever process it is: a damaged image is in the share of one only.
+        _say(problem=error.problem())
         raise
     if first:
         save_file(trainer.state(), options.result)
     dist.barrier()
-    say(figures=asdict(figures))
+    if first:
+        _say(figures=asdict(figures))
+
+
+def _say(**message: object) -> None:
+    """Write a line in one piece, as all processes write to the same pipe."""
+    sys.stdout.flush()
+    os.write(sys.stdout.fileno(), json.dumps(message).encode() + b"\n")
 
 
 def _trainer(target: str) -> Callable[..., Trainer]:
@@ -176,13 +184,8 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--epoch", type=int, required=True, help="counted from 0")
     parser.add_argument("--state", type=Path, help="state before the epoch")
     parser.add_argument("--result", type=Path, required=True, help="where the state after it goes")
+    parser.add_argument("--caller", type=int, help="process that torchrun is a child of, or gone")
     return parser
-
-
-def _die_with_parent() -> None:
-    """Have the kernel kill this process when the thread ends that started it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ A few processes decode random crops ahead of the training, which gets them throu
 Which crop an image gives depends on the seed, the epoch and the image, not on who decodes it.
 """
 
-import ctypes
 import mmap
 import os
 import signal
-import sys
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -27,7 +25,9 @@ from torch import Tensor
 
 from models.preprocessing import InputSpec, normalise
 from store.errors import JobCrashed
+from worker.streamed_pixels import usable_cores
 from worker.training.encoded_images import EncodedImages, Rows, naming_the_image
+from worker.training.lifetime import die_with
 from worker.training.random_crop import decode_random_crop
 
 # Batches that are decoded or being decoded at one time, which bounds the shared memory.
@@ -36,7 +36,6 @@ BATCHES_AHEAD = 3
 _IMAGES_PER_TASK = 8
 
 _ORDER, _CROP = 1, 2  # keep the random choices of one seed and epoch apart
-_PR_SET_PDEATHSIG = 1
 
 
 class FolderImages:
@@ -96,7 +95,8 @@ class FolderImages:
         starts = range(rank * share, len(order) - batch_size + rank * share + 1, batch_size)
         batches = [order[start : start + share] for start in starts]
         crops = _Crops(self._encoded, self._spec, (self._seed, _CROP, epoch))
-        with _Decoders(crops, share, self._processes or _cores(world)) as decoders:
+        processes = self._processes or max(usable_cores() // world, 1)
+        with _Decoders(crops, share, processes) as decoders:
             for rows, inputs in decoders.decode(batches):
                 yield inputs, torch.from_numpy(np.asarray(self._labels[rows], dtype=np.int64))
 
@@ -189,11 +189,7 @@ _task: tuple[_Crops, NDArray[np.uint8]] | None = None
 def _begin(parent: int, crops: _Crops, slots: NDArray[np.uint8]) -> None:
     """Prepare a process that was forked just now."""
     global _task
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        # It died before the line above took effect.
-        os._exit(1)
+    die_with(parent)
     # A Ctrl-C is for the parent, which then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -206,7 +202,3 @@ def _fill(slot: int, start: int, rows: Rows) -> None:
     crops, slots = _task
     for place, row in enumerate(rows.tolist(), start):
         slots[slot, place] = crops.decode(row)
-
-
-def _cores(world: int) -> int:
-    return max(len(os.sched_getaffinity(0)) // world, 1)
