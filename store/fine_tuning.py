@@ -106,4 +106,6 @@ class FineTuning(BaseModel):
     def _leaves_epochs_to_learn(self) -> "FineTuning":
         if self.settle_epochs >= self.epochs:
             raise ValueError("settle_epochs must be fewer than epochs")
+        if self.warmup_epochs > self.epochs - self.settle_epochs:
+            raise ValueError("warmup_epochs must not be more than epochs without settle_epochs")
         return self

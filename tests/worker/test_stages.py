@@ -283,6 +283,20 @@ def test_a_batch_that_the_processes_cannot_divide_is_refused_before_anything_is_
     assert "multiple of 3" in (caught.value.remedy or "")
 
 
+def test_more_processes_than_gpus_are_refused_before_anything_is_done(
+    settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    four = settings.model_copy(update={"training_processes": 4})
+    run = Run(context_of(four, "crowded", fine_tune={"epochs": 1, "batch_size": 8}))
+    with pytest.raises(Unavailable, match=r"4 processes.* 2 GPUs") as caught:
+        run.step(prepare(run.fresh())["prepare"])
+    assert "at most 2" in (caught.value.remedy or "")
+    untrained = Run(context_of(four, "untrained"))
+    assert untrained.step(prepare(untrained.fresh())["prepare"])["layers"] == LAYERS
+
+
 @pytest.mark.slow
 def test_an_epoch_on_two_processes_comes_to_the_same_within_rounding(
     settings: WorkerSettings,

@@ -13,7 +13,8 @@ from store.errors import InvalidSpec
 from store.specs import CompressSpec
 from store.uploads import UploadStore
 from worker.activations import layer_order
-from worker.data import ImageSet, calibration_images
+from worker.data import calibration_images
+from worker.fine_tuning import recipe_of
 from worker.networks import (
     MODEL,
     architecture_arguments,
@@ -23,6 +24,8 @@ from worker.networks import (
 )
 from worker.stage_context import Progress, StageContext, Step
 from worker.stages.surroundings import dataset_of, deterministic, splits_of
+from worker.training.processes import check_devices
+from worker.training.recipe import check_batch
 
 
 def prepare(context: StageContext) -> Mapping[str, Step]:
@@ -30,14 +33,18 @@ def prepare(context: StageContext) -> Mapping[str, Step]:
 
     def prepare(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         spec = context.spec
-        # Missing at the evaluation, it would cost the whole calibration.
+        # What is missing later would cost the whole calibration.
         runtime.choose(context.settings.runtime)
+        if spec.fine_tune is not None:
+            check_devices(context.settings.training_processes)
         dataset = dataset_of(context)
         network = _restored(context, dataset)
         order = layer_order(network, input_spec(spec).shape)
         layers = _layers_to_binarize(spec, network, order)
         splits = splits_of(context, progress)
-        _require_whole_batch(context, splits.train)
+        if spec.fine_tune is not None:
+            processes = context.settings.training_processes
+            check_batch(recipe_of(spec), len(splits.train), processes)
         _, chosen = calibration_images(splits.train, spec.seed, spec.calibration_images)
         progress(1.0, f"calibration on {chosen}")
         state = network.state_dict()
@@ -72,26 +79,6 @@ def _restored(context: StageContext, dataset: Dataset) -> nn.Module:
     network = build_network(spec, len(dataset.classes))
     checkpoints.restore(network, tensors)
     return network
-
-
-def _require_whole_batch(context: StageContext, train: ImageSet) -> None:
-    """Refuse what the stage of fine-tuning could not do, before calibration has cost its time."""
-    recipe, processes = context.spec.fine_tune, context.settings.training_processes
-    if recipe is None:
-        return
-    if len(train) < recipe.batch_size:
-        raise InvalidSpec(
-            f"A batch of {recipe.batch_size} is more than the {len(train)} training images.",
-            field="spec.fine_tune.batch_size",
-            remedy=f"Ask for a batch_size of at most {len(train)}.",
-        )
-    if recipe.batch_size % processes:
-        raise InvalidSpec(
-            f"This worker trains with {processes} processes, among which a batch of "
-            f"{recipe.batch_size} cannot be divided.",
-            field="spec.fine_tune.batch_size",
-            remedy=f"Ask for a multiple of {processes}.",
-        )
 
 
 def _layers_to_binarize(spec: CompressSpec, network: nn.Module, order: list[str]) -> list[str]:

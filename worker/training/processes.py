@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from store.errors import Unavailable
+
 
 @dataclass(frozen=True)
 class Share:
@@ -36,6 +38,20 @@ def this_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
+
+
+def check_devices(processes: int) -> None:
+    """Check that each of ``processes`` has a GPU of its own, where there are any.
+
+    Raises:
+        Unavailable: there are fewer GPUs than processes.
+    """
+    if torch.cuda.is_available() and processes > (gpus := torch.cuda.device_count()):
+        raise Unavailable(
+            f"This worker is to train with {processes} processes, one for each GPU, and has "
+            f"{gpus} {'GPU' if gpus == 1 else 'GPUs'}.",
+            remedy=f"Ask the operator to set BITPRESS_TRAINING_PROCESSES to at most {gpus}.",
+        )
 
 
 def sum_over_processes(values: Tensor, share: Share) -> Tensor:

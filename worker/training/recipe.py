@@ -7,6 +7,8 @@ the two lists equal. They are repeated here so that training runs where pydantic
 from dataclasses import dataclass
 from typing import Literal
 
+from store.errors import InvalidSpec
+
 Schedule = Literal["cosine", "constant", "steps"]
 LatentStart = Literal["magnitude", "mean_magnitude", "code"]
 EstimatorName = Literal["plain", "clipped", "polynomial", "progressive"]
@@ -40,3 +42,24 @@ class Recipe:
     binary_fractions: tuple[float, ...] | None = None
     augmentation: Augmentation = "flip_and_shift"
     precision: Precision = "auto"
+
+
+def check_batch(recipe: Recipe, images: int, processes: int) -> None:
+    """Check that so many ``processes`` can make a step together on ``images``.
+
+    Raises:
+        InvalidSpec: there are fewer images than a batch has, or the batch cannot be divided.
+    """
+    size = recipe.batch_size
+    if images < size:
+        raise InvalidSpec(
+            f"A batch of {size} is more than the {images} training images.",
+            field="spec.fine_tune.batch_size",
+            remedy=f"Ask for a batch_size of at most {images}.",
+        )
+    if size % processes:
+        raise InvalidSpec(
+            f"A batch of {size} cannot be divided among the {processes} processes that train here.",
+            field="spec.fine_tune.batch_size",
+            remedy=f"Ask for a multiple of {processes}.",
+        )

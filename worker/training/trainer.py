@@ -22,7 +22,6 @@ from models.binarize import (
     sign_straight_through,
 )
 from models.layers import BinaryConv2d, BinaryLayer, BinaryLinear
-from store.errors import InvalidSpec
 from worker.training.averaging import MovingAverage
 from worker.training.batch_norm import freeze_statistics, reestimate
 from worker.training.figures import EpochFigures, Meter, Progress
@@ -31,7 +30,7 @@ from worker.training.images import TrainingImages
 from worker.training.optimizers import Optimizer
 from worker.training.precision import uses_bfloat16
 from worker.training.processes import Share, distributed, synchronized, this_device
-from worker.training.recipe import EstimatorName, Recipe
+from worker.training.recipe import EstimatorName, Recipe, check_batch
 from worker.training.rules import WeightRule
 from worker.training.schedule import learning_rate_factor
 from worker.training.stochastic import StochasticQuantizer
@@ -73,7 +72,7 @@ class Trainer:
                 among the processes.
         """
         self._share = Share.of_this_process()
-        _check_batch(recipe, len(images), self._share)
+        check_batch(recipe, len(images), self._share.world)
         self._images, self._recipe, self._rule, self._seed = images, recipe, rule, seed
         self._device = this_device() if device is None else torch.device(device)
         self._bfloat16 = uses_bfloat16(recipe.precision, self._device)
@@ -225,21 +224,6 @@ class Trainer:
         batches = self._images.epoch(self._recipe.epochs, self._recipe.batch_size)
         for inputs, _ in islice(batches, count):
             yield inputs.to(self._device)
-
-
-def _check_batch(recipe: Recipe, images: int, share: Share) -> None:
-    if images < recipe.batch_size:
-        raise InvalidSpec(
-            f"A batch of {recipe.batch_size} is more than the {images} training images.",
-            field="spec.fine_tune.batch_size",
-            remedy=f"Ask for a batch_size of at most {images}.",
-        )
-    if recipe.batch_size % share.world:
-        raise InvalidSpec(
-            f"A batch of {recipe.batch_size} cannot be divided among {share.world} processes.",
-            field="spec.fine_tune.batch_size",
-            remedy=f"Ask for a multiple of {share.world}.",
-        )
 
 
 def _binary_layers(network: nn.Module) -> dict[str, BinaryLayer]:
