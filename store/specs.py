@@ -53,6 +53,12 @@ class _Method(_Strict):
         default=False, description="Calibrate on a mirrored copy of every calibration image too."
     )
 
+    @field_validator("recalibrate_batch_norm", mode="before")
+    @classmethod
+    def _as_it_was_said_before(cls, value: object) -> object:
+        # It was a boolean once, and is in jobs that were queued then.
+        return {True: "end", False: "never"}[value] if isinstance(value, bool) else value
+
     def own_parameters(self) -> dict[str, Any]:
         """Return the keyword parameters of the method's code."""
         return self.model_dump(exclude=set(_Method.model_fields))

@@ -142,7 +142,8 @@ class _Run:
 
     def _calibrate(self, process: StageProcess, names: list[str]) -> None:
         after = {
-            "batch_norm": self._spec["method"].get("recalibrate_batch_norm") == "end",
+            # True where the job was queued when this was a boolean.
+            "batch_norm": self._spec["method"].get("recalibrate_batch_norm") in ("end", True),
             "activations": self._spec.get("activation_bits", 32) < 32,
         }
         more = [function for function, wanted in after.items() if wanted]

@@ -98,6 +98,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"fine_tune": {"epochs": 1, "average": 1}}, "spec.fine_tune.average"),
     ({"fine_tune": {"epochs": 1, "precision": "float16"}}, "spec.fine_tune.precision"),
     ({"fine_tune": {"epochs": 2, "settle_epochs": 2}}, "spec.fine_tune"),
+    ({"fine_tune": {"epochs": 2, "settle_epochs": 1, "warmup_epochs": 1.5}}, "spec.fine_tune"),
     ({"fine_tune": {"epochs": 1, "binary_fractions": []}}, "spec.fine_tune.binary_fractions"),
     ({"fine_tune": {"epochs": 1, "binary_fractions": [0, 1]}}, "spec.fine_tune.binary_fractions.0"),
     ({"fine_tune": {"epochs": 1, "binary_fractions": [0.5]}}, "spec.fine_tune.binary_fractions"),
@@ -188,6 +189,13 @@ def test_layers_kept_in_float_are_few_and_named_once() -> None:
     assert parse_spec(MINIMAL | {"keep_float": ["a", "b", "a"]}).keep_float == ("a", "b")
     with pytest.raises(InvalidSpec):
         parse_spec(MINIMAL | {"keep_float": ["a"] * 15_000})
+
+
+@pytest.mark.parametrize(("said", "meant"), [(True, "end"), (False, "never")])
+def test_a_job_queued_before_an_upgrade_means_what_it_meant(said: bool, meant: str) -> None:
+    for name in METHODS:
+        data = MINIMAL | {"method": {"name": name, "recalibrate_batch_norm": said}}
+        assert parse_spec(data).method.recalibrate_batch_norm == meant
 
 
 def test_a_method_knows_the_parameters_of_its_code() -> None:

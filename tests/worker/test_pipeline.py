@@ -51,12 +51,16 @@ def test_a_finished_job_leaves_its_report_and_nothing_else(
     assert json.loads(left.read_text()) == version.report
 
 
-def test_batch_norm_is_estimated_again_only_where_asked(shared_service: Service, job: Job) -> None:
+# True: as a job says it that was queued by an older release.
+@pytest.mark.parametrize("asked", ["end", True])
+def test_batch_norm_is_estimated_again_only_where_asked(
+    shared_service: Service, job: Job, asked: str | bool
+) -> None:
     def steps(job_id: str) -> list[str]:
         client = shared_service.jobs._client
         return [step["function_name"] for step in client.list_workflow_steps(job_id)]
 
-    wanted = {"name": "bwn", "recalibrate_batch_norm": "end"}
+    wanted = {"name": "bwn", "recalibrate_batch_norm": asked}
     other = shared_service.finished(shared_service.submit(method=wanted))
     layers = ["calibrate:first", "calibrate:second", "calibrate:third"]
     assert steps(job.id) == ["begin", "prepare", *layers, "pack", "evaluate", "publish"]
