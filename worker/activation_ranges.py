@@ -11,9 +11,9 @@ The network is measured without any quantizer, so that layers fed the same value
 and share one quantizer in the plan.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from models.layers import BinaryConv2d, BinaryLayer, BinaryLinear
 from models.quantization import BITS, Scale
+from worker.calibration_images import CalibrationImages
 from worker.finite import not_finite
 
 Choice = Literal["mse", "minmax"]
@@ -33,15 +34,6 @@ _LEAST_EXPONENT: Final = -100
 # Ranges that are tried, as shares of the greatest number seen, down to a 64th.
 _SHARES: Final = 2.0 ** (-np.arange(97) / 16)
 _MOST_ROUNDS: Final = 8
-
-
-class Images(Protocol):
-    """The calibration images, normalised."""
-
-    def __len__(self) -> int: ...
-
-    def batches(self) -> Iterator[Tensor]:
-        """Yield float32 batches (n, C, H, W)."""
 
 
 class Histogram:
@@ -143,7 +135,7 @@ CHOICES: Final[Mapping[Choice, Callable[[Histogram], Scale]]] = MappingProxyType
 
 
 def activation_scales(
-    network: nn.Module, images: Images, choice: Choice, progress: Progress
+    network: nn.Module, images: CalibrationImages, choice: Choice, progress: Progress
 ) -> dict[str, Scale]:
     """Return a scale for what each binary layer of ``network`` is fed, by name.
 
@@ -163,7 +155,10 @@ def activation_scales(
 
 
 def _histograms(
-    network: nn.Module, layers: dict[str, BinaryLayer], images: Images, progress: Progress
+    network: nn.Module,
+    layers: dict[str, BinaryLayer],
+    images: CalibrationImages,
+    progress: Progress,
 ) -> dict[str, Histogram]:
     """Return the histogram of what each layer is fed; layers that are never fed have none."""
     seen: dict[str, Histogram] = {}

@@ -45,6 +45,11 @@ def without_rounding(network: nn.Module) -> nn.Module:
     return copied
 
 
+def batch_images(spec: InputSpec) -> int:
+    """Return how many images of this size are measured at a time."""
+    return min(max(_PIXELS_PER_BATCH // (spec.height * spec.width), 1), _MOST_IMAGES_PER_BATCH)
+
+
 def logits_of_forms(
     forms: Mapping[str, Predict], images: ImageSet, spec: InputSpec, progress: Progress
 ) -> dict[str, Logits]:
@@ -56,7 +61,7 @@ def logits_of_forms(
     Raises:
         InvalidCheckpoint: a form answers with numbers that are not finite.
     """
-    most = min(max(_PIXELS_PER_BATCH // (spec.height * spec.width), 1), _MOST_IMAGES_PER_BATCH)
+    most = batch_images(spec)
     found: dict[str, list[Logits]] = {form: [] for form in forms}
     done = 0
     with torch.inference_mode():

@@ -18,6 +18,7 @@ from store.errors import InvalidSpec
 from store.specs import CompressSpec, parse_spec
 from worker.calibration_images import CalibrationImages
 from worker.data import ImageSet, Splits, split_dataset
+from worker.forms import batch_images
 from worker.image_cache import DecodedDataset
 from worker.image_folder import open_image_folder
 from worker.networks import input_spec
@@ -26,7 +27,6 @@ from worker.stages.surroundings import chosen_for_calibration
 _SHARED = Path(os.environ.get("BITPRESS_SHARED", "../shared"))
 _OWN = Path(__file__).resolve().parents[1] / "checkpoints"
 _CIFAR_INPUT = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
-_PIXELS_PER_BATCH = 1_000_000
 _IMAGENET_MOMENTS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _IMAGENET_INPUT = {**_IMAGENET_MOMENTS, "height": 224, "width": 224, "resize": 256}
 # Of the paper's section on experiments; it trains by labels alone. It decays latent weights too,
@@ -161,7 +161,7 @@ class Bench:
     @property
     def batch_images(self) -> int:
         """How many images are evaluated at once, which bounds the memory of their maps."""
-        return min(max(_PIXELS_PER_BATCH // (self.fed.height * self.fed.width), 1), 100)
+        return batch_images(self.fed)
 
     def splits(self, seed: int) -> Splits:
         """Return train, val and test of a seed; the given ones are the same for every seed."""
