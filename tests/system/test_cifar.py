@@ -47,6 +47,8 @@ MODELS = {
         set(),
     ),
 }
+# How much smaller a network becomes at least, with all that a job writes into the artifact.
+LEAST_RATIO = {"vgg9": 30.0}
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,9 @@ def test_a_shipped_checkpoint_is_compressed_and_served_as_measured(
     assert report["accuracy"]["packed"] == report["accuracy"]["calibrated"]
     float_layers = {layer["name"] for layer in report["layers"] if not layer["binary"]}
     assert float_layers == kept
+    written = (published / "artifact.safetensors").stat().st_size
+    assert report["bytes"]["packed"] == written
+    assert report["bytes"]["float"] >= LEAST_RATIO.get(name, 1.0) * written
     for layer in report["layers"]:
         if layer["binary"]:
             assert layer["losses"][-1] < layer["losses"][0] < 1
