@@ -108,7 +108,8 @@ def supervise() -> Iterator[Supervise]:
 def test_a_stop_signal_stops_both_and_is_no_failure(
     supervise: Supervise, number: signal.Signals
 ) -> None:
-    up = supervise(TIDY, TIDY)
+    # Under nohup the tests themselves have SIGHUP ignored, which children inherit.
+    up = supervise(TIDY, TIDY, prefix=f"env --default-signal={number.name.removeprefix('SIG')}")
     up.read_until("app    | ready", "worker | ready")
     up.process.send_signal(number)
     assert up.end() == 0
