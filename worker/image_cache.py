@@ -21,7 +21,8 @@ from models.preprocessing import InputSpec
 from store.datasets import Dataset, DatasetStore
 from store.durable import sync_file
 from store.scratch import Scratch
-from worker.streamed_pixels import StreamedPixels, decode_rows, usable_cores
+from worker.cores import usable_cores
+from worker.streamed_pixels import StreamedPixels, decode_rows
 from worker.training.encoded_images import EncodedImages, PixelRows
 
 Progress = Callable[[float, str], None]

@@ -1,23 +1,18 @@
 """Settings of the worker, read from the environment (``BITPRESS_...``)."""
 
-import os
 from typing import Literal
 
 from pydantic import Field
 
 from store.settings import StoreSettings
-
-
-def _usable_cores() -> int:
-    # Less than cpu_count() in a container or under taskset.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from worker.cores import usable_cores
 
 
 class WorkerSettings(StoreSettings):
     """Where the worker finds its work, and how it tells others that it is alive."""
 
     worker_threads: int = Field(
-        default_factory=_usable_cores,
+        default_factory=usable_cores,
         ge=1,
         description="Threads that calibration and evaluation use; all cores by default.",
     )

@@ -1,6 +1,5 @@
 """Images decoded whenever they are read: for datasets that are too large to be kept decoded."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.preprocessing import InputSpec, decode_image
+from worker.cores import usable_cores
 from worker.training.encoded_images import EncodedImages, Rows, naming_the_image
 
 # Few, so that the threads finish together.
@@ -60,8 +60,3 @@ def decode_rows(images: EncodedImages, rows: Rows, spec: InputSpec) -> NDArray[n
         with naming_the_image(images, row):
             pixels[place] = decode_image(images.read(row), spec)
     return pixels
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
