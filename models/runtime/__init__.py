@@ -4,7 +4,7 @@
 runtime asked for by name that is missing is an error, never a silent fallback.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, Protocol, runtime_checkable
 
@@ -26,8 +26,16 @@ class Runtime(Protocol):
         """Which executor this is, as in `RUNTIMES`."""
 
     @property
+    def kernels(self) -> str:
+        """Which set of kernels it runs, as `kernels_of` tells it."""
+
+    @property
     def resident_bytes(self) -> int:
         """Bytes of weights and tables held between calls."""
+
+    @property
+    def activation_bytes(self) -> int:
+        """Most bytes of activations alive at once, for one image."""
 
     def run(self, x: Tensor) -> Tensor:
         """Return the logits ``(N, classes)`` of float32 images ``(N, C, H, W)``; N may be 0.
@@ -37,7 +45,7 @@ class Runtime(Protocol):
         """
 
 
-RUNTIMES: Final[Mapping[str, Callable[[Artifact], Runtime]]] = MappingProxyType(
+RUNTIMES: Final[Mapping[str, type[ReferenceRuntime]]] = MappingProxyType(
     {"reference": ReferenceRuntime}
 )
 
@@ -58,8 +66,19 @@ def choose(runtime: str = AUTO) -> str:
     return name
 
 
-def load(artifact: Artifact, runtime: str = AUTO) -> Runtime:
+def kernels_of(name: str) -> str:
+    """Return the set of kernels that the runtime ``name`` runs here, which loads nothing.
+
+    ``torch`` is that of the reference runtime. ``name`` is one that `choose` gives.
+    """
+    return RUNTIMES[name].kernels
+
+
+def load(artifact: Artifact, runtime: str = AUTO, threads: int | None = None) -> Runtime:
     """Make ``artifact`` ready to run on the named runtime, or on the fastest one here.
+
+    ``threads`` is how many compute together, by default one for each usable core; the reference
+    runtime has torch's.
 
     Raises:
         Unavailable: there is no runtime of that name.

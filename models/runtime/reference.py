@@ -49,6 +49,7 @@ class ReferenceRuntime:
     """
 
     name = "reference"
+    kernels = "torch"
 
     def __init__(
         self,
@@ -71,6 +72,11 @@ class ReferenceRuntime:
     def resident_bytes(self) -> int:
         """Bytes of packed weights, float tensors and the table that unpacks bits."""
         return sum(tensor.nbytes for tensor in (*self._tensors.values(), self._signs))
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of the values alive at once, for one image; torch's own memory not counted."""
+        return 4 * self._plan.peak_elements
 
     def run(self, x: Tensor) -> Tensor:
         """Return the plan's output, float32 ``(N, *output_shape)``, for ``(N, C, H, W)``.
