@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from models.cores import usable_cores
 from models.preprocessing import InputSpec
 from store.datasets import Dataset, DatasetStore
 from store.durable import sync_file
 from store.scratch import Scratch
-from worker.cores import usable_cores
 from worker.streamed_pixels import StreamedPixels, decode_rows
 from worker.training.encoded_images import EncodedImages, PixelRows
 

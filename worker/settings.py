@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from models.cores import usable_cores
 from store.settings import StoreSettings
-from worker.cores import usable_cores
 
 
 class WorkerSettings(StoreSettings):

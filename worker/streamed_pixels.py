@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.cores import usable_cores
 from models.preprocessing import InputSpec, decode_image
-from worker.cores import usable_cores
 from worker.training.encoded_images import EncodedImages, Rows, naming_the_image
 
 # Few, so that the threads finish together.

@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.cores import usable_cores
 from models.preprocessing import InputSpec, normalise
 from store.errors import JobCrashed
-from worker.cores import usable_cores
 from worker.training.encoded_images import EncodedImages, Rows, naming_the_image
 from worker.training.lifetime import die_with
 from worker.training.random_crop import decode_random_crop
