@@ -5,6 +5,10 @@ FROM python:${PYTHON_VERSION}-slim AS build
 # is empty, torch comes from where everything else does.
 ARG TORCH_INDEX=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# For the CPU engine; what else its build needs comes from the package index.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/bitpress
 ENV PATH=/opt/bitpress/bin:$PATH
 WORKDIR /src
@@ -13,7 +17,7 @@ COPY constraints.txt ./
 RUN if [ -n "$TORCH_INDEX" ]; then \
         PIP_INDEX_URL="$TORCH_INDEX" pip install -c constraints.txt --no-deps torch; \
     fi
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml CMakeLists.txt README.md LICENSE ./
 COPY store store
 COPY models models
 COPY worker worker

@@ -9,6 +9,11 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo "$$python" && break; done)
 
+# What the CPU engine is built from, and the packages that an editable install knows by name.
+NATIVE := CMakeLists.txt $(wildcard models/kernels/cpu/*.cpp models/kernels/cpu/*.h \
+	models/kernels/cpu/isa/*)
+PACKAGES := $(shell find app client models store worker -name __init__.py)
+
 .PHONY: help install demo test test-fast lint format
 
 help:
@@ -22,7 +27,7 @@ help:
 install: $(INSTALLED)
 
 # The stamp comes last: an install that broke off is done again.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt $(NATIVE) $(PACKAGES)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 		test -n '$(PYTHON)' || { \
 			echo 'bitpress needs Python 3.11 or newer, with venv (PYTHON=... names one)' >&2; \

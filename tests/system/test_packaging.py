@@ -30,6 +30,11 @@ def dockerfile() -> list[list[tuple[str, str]]]:
     return stages
 
 
+def built() -> Any:
+    """Return the settings of the build."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]
+
+
 def arguments(stage: list[tuple[str, str]], instruction: str) -> list[str]:
     return [given for name, given in stage if name == instruction]
 
@@ -56,11 +61,16 @@ def test_the_index_for_torch_is_empty_unless_given() -> None:
 
 
 def test_the_image_copies_every_package_that_is_installed() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
+    packages = set(built()["wheel"]["packages"])
     _, build, _ = dockerfile()
     copied = {name for given in arguments(build, "COPY") for name in given.split()[:-1]}
-    needed = packages | {"constraints.txt", "pyproject.toml", "README.md", "LICENSE"}
+    needed = packages | {
+        "CMakeLists.txt",
+        "LICENSE",
+        "README.md",
+        "constraints.txt",
+        "pyproject.toml",
+    }
     assert copied == needed
     allowed = {
         line[1:]
@@ -70,10 +80,31 @@ def test_the_image_copies_every_package_that_is_installed() -> None:
     assert allowed == needed
 
 
+def test_the_image_brings_a_compiler_to_the_build_alone() -> None:
+    _, build, final = dockerfile()
+    (compiler,) = [run for run in arguments(build, "RUN") if "apt-get" in run]
+    assert "apt-get install -y --no-install-recommends g++" in compiler
+    assert not any("apt-get" in run for run in arguments(final, "RUN"))
+    # A library that was built outside would count as newer than the one of the image.
+    assert "**/*.so" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_a_failed_build_of_the_library_does_not_fail_the_install() -> None:
+    (override,) = built()["overrides"]
+    assert override == {"if": {"failed": True}, "wheel": {"cmake": False}}
+
+
+def test_the_tools_of_the_build_are_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["build-system"]["requires"] == ["scikit-build-core>=1.1,<2"]
+    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert pinned >= {"scikit_build_core", "cmake", "ninja", "packaging", "pathspec"}
+
+
 def test_the_templates_of_pages_are_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    # All that lies in a package is installed, unless git ignores it.
-    assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]) == {"packages"}
+    # All that lies in a package is installed, unless git ignores it or it is C++.
+    assert built()["wheel"]["exclude"] == ["*.cpp", "*.h", "*.inc"]
     templates = sorted((ROOT / "app/templates").iterdir())
     assert {path.name for path in templates} == {"drawing.html", "report.css", "report.html"}
     if shutil.which("git"):
@@ -163,6 +194,25 @@ def test_every_target_installs_into_the_projects_own_environment_first() -> None
         commands = made(target)
         assert "'python3.11' -m venv --clear .venv" in commands
         assert ".venv/bin/python -m pip install -c constraints.txt -e '.[dev]'" in commands
+
+
+def test_a_change_to_the_native_sources_is_installed() -> None:
+    listed = subprocess.run(
+        ["make", "--dry-run", "--print-data-base", "--question"],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if "MAKE" not in name},
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    (rule,) = re.findall(r"^\.venv/\.installed: (.*)$", listed, flags=re.MULTILINE)
+    needed = {"pyproject.toml", "constraints.txt", "CMakeLists.txt", "models/kernels/__init__.py"}
+    needed |= {
+        str(path.relative_to(ROOT))
+        for pattern in ("*.cpp", "*.h", "isa/*.cpp", "isa/*.h")
+        for path in (ROOT / "models/kernels/cpu").glob(pattern)
+    }
+    assert set(rule.split()) >= needed
 
 
 def test_the_demo_is_one_command() -> None:
