@@ -32,6 +32,7 @@ COPY --from=build /opt/bitpress /opt/bitpress
 ENV PATH=/opt/bitpress/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     BITPRESS_DATA_DIR=/data \
+    BITPRESS_CACHE_DIR=/data/cache \
     BITPRESS_HOST=0.0.0.0 \
     BITPRESS_PORT=8000
 USER bitpress

@@ -121,7 +121,12 @@ def test_the_image_runs_as_nobody_special_and_tells_its_health() -> None:
     assert arguments(final, "VOLUME") == ["/data"]
     assert arguments(final, "EXPOSE") == ["8000"]
     (environment,) = arguments(final, "ENV")
-    for setting in ("BITPRESS_DATA_DIR=/data", "BITPRESS_HOST=0.0.0.0", "BITPRESS_PORT=8000"):
+    for setting in (
+        "BITPRESS_DATA_DIR=/data",
+        "BITPRESS_CACHE_DIR=/data/cache",
+        "BITPRESS_HOST=0.0.0.0",
+        "BITPRESS_PORT=8000",
+    ):
         assert setting in environment
     assert arguments(final, "ENTRYPOINT") == ['["bitpress"]']
     assert arguments(final, "CMD") == ['["up"]']
