@@ -8,7 +8,12 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import (
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
@@ -177,11 +182,23 @@ def _resident_families(models: Iterable[LoadedModel]) -> list[Metric]:
     resident = GaugeMetricFamily(
         "bitpress_model_resident_bytes", "Memory that a loaded model's weights take.", labels=labels
     )
+    activations = GaugeMetricFamily(
+        "bitpress_model_activation_bytes",
+        "Most memory that the activations of one image take.",
+        labels=labels,
+    )
     waiting = GaugeMetricFamily(
         "bitpress_model_waiting_images", "Images admitted and not yet answered.", labels=labels
     )
+    # Becomes bitpress_model_runtime_info, of value 1.
+    info = InfoMetricFamily(
+        "bitpress_model_runtime", "What a loaded model runs on.", labels=labels[:2]
+    )
     for model in models:
-        key = [model.version.name, str(model.version.version), model.runtime.name]
-        resident.add_metric(key, model.runtime.resident_bytes)
+        runtime = model.runtime
+        key = [model.version.name, str(model.version.version), runtime.name]
+        resident.add_metric(key, runtime.resident_bytes)
+        activations.add_metric(key, runtime.activation_bytes)
         waiting.add_metric(key, model.batcher.admitted)
-    return [resident, waiting]
+        info.add_metric(key[:2], {"runtime": runtime.name, "kernels": runtime.kernels})
+    return [resident, activations, waiting, info]

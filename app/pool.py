@@ -6,9 +6,10 @@ Loading happens on a thread, once however many requests wait for it.
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -42,6 +43,14 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Executor:
+    """What a model runs on: the names of a runtime and of its set of kernels."""
+
+    runtime: str
+    kernels: str
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A model version ready to compute; ``batcher`` takes images ``(H, W, C)`` to logits."""
 
@@ -55,7 +64,10 @@ class ModelPool:
     """Serves model versions from ``store``; the least recently used ones make room.
 
     ``compute`` is the executor that all batches run on; its one thread keeps two models from
-    competing for the same cores.
+    competing for the same cores. What it runs is on ``threads`` of them.
+
+    Raises:
+        Unavailable: there is no such runtime here.
     """
 
     def __init__(
@@ -63,12 +75,16 @@ class ModelPool:
         store: ModelStore,
         *,
         runtime: str,
+        threads: int,
         max_resident_models: int,
         batch_limits: BatchLimits,
-        compute: Executor,
+        compute: futures.Executor,
     ) -> None:
         self._store = store
         self._runtime = runtime
+        chosen = runtimes.choose(runtime)
+        self._executor = Executor(chosen, runtimes.kernels_of(chosen))
+        self._threads = threads
         self._max_resident_models = max_resident_models
         self._batch_limits = batch_limits
         self._compute = compute
@@ -81,10 +97,10 @@ class ModelPool:
 
         Raises:
             NotFound: there is no such model or version.
-            Unavailable: its file is missing or damaged, or the configured runtime is missing here.
+            Unavailable: its file is missing or damaged, or the configured runtime cannot run it.
         """
         wanted = await run_sync(self._store.resolve, name, version)
-        key = (wanted.name, wanted.version, wanted.digest)
+        key = _key(wanted)
         if key in self._resident:
             self._resident.move_to_end(key)
             return self._resident[key]
@@ -97,9 +113,20 @@ class ModelPool:
         return await asyncio.shield(self._loading[key])
 
     @property
-    def runtime(self) -> str:
-        """The runtime that models are loaded into."""
-        return runtimes.choose(self._runtime)
+    def executor(self) -> Executor:
+        """What models are meant to run on."""
+        return self._executor
+
+    def executor_of(self, version: ModelVersion) -> Executor:
+        """Return what ``version`` runs on, or is meant to where it is not loaded.
+
+        The two differ where the runtime was not asked for by name and cannot run this model. May be
+        called from any thread.
+        """
+        loaded = self._resident.get(_key(version))
+        if loaded is None:
+            return self._executor
+        return Executor(loaded.runtime.name, loaded.runtime.kernels)
 
     def resident(self) -> list[LoadedModel]:
         """Return what is loaded now. May be called from any thread."""
@@ -125,6 +152,7 @@ class ModelPool:
         return card
 
     async def _load_and_keep(self, key: tuple[str, int, str], version: ModelVersion) -> LoadedModel:
+        begun = time.monotonic()
         try:
             artifact, runtime = await run_sync(self._load, version)
         finally:
@@ -147,14 +175,22 @@ class ModelPool:
                 "model": version.name,
                 "version": version.version,
                 "runtime": runtime.name,
+                "kernels": runtime.kernels,
+                "threads": self._threads,
                 "resident_bytes": runtime.resident_bytes,
+                "activation_bytes": runtime.activation_bytes,
+                "seconds": round(time.monotonic() - begun, 3),
             },
         )
         return model
 
     def _load(self, version: ModelVersion) -> tuple[artifacts.Artifact, Runtime]:
         artifact = _read_checked(version)
-        return artifact, runtimes.load(artifact, self._runtime)
+        return artifact, runtimes.load(artifact, self._runtime, self._threads)
+
+
+def _key(version: ModelVersion) -> tuple[str, int, str]:
+    return (version.name, version.version, version.digest)
 
 
 def _read_checked(version: ModelVersion) -> artifacts.Artifact:

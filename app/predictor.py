@@ -1,6 +1,5 @@
 """A prediction from bytes to labels: check, decode, batch, compute, softmax."""
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from app.metrics import Metrics
 from app.pool import LoadedModel, Logits, ModelPool, Pixels
 from app.prediction_requests import PredictionInput, SentImage
 from app.schemas import Fault, Label, Prediction, PredictionAnswer
+from models.cores import usable_cores
 from models.preprocessing import InputSpec, decode_image
 from store.errors import BitpressError, Overloaded
 
@@ -35,7 +35,7 @@ class Predictor:
         self._max_requests = max_requests
         self._metrics = metrics
         self._requests = 0
-        self._decoders = anyio.CapacityLimiter(os.cpu_count() or 1)
+        self._decoders = anyio.CapacityLimiter(usable_cores())
 
     @contextmanager
     def admit(self) -> Iterator[None]:

@@ -154,6 +154,7 @@ class ReportDocument(_Read):
     fine_tuning: FineTuning | None = None
     parity: Parity | None = None
     runtime: str | None = None
+    kernels: str | None = None
     digests: dict[str, str] = {}
     versions: dict[str, str] = {}
     stage_seconds: dict[str, float] = {}

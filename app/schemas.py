@@ -179,6 +179,10 @@ class ModelAnswer(BaseModel):
     input: InputAnswer
     labels: list[str]
     runtime: str = Field(description="The runtime that serves it here.")
+    kernels: str = Field(
+        description="The set of kernels that this runtime has here: avx512, avx2 or portable; "
+        "torch for the reference runtime."
+    )
     digest: str = Field(description="Digest of the artifact file.")
     job: str = Field(description="Id of the job that made it.")
     created_at: str

@@ -1,11 +1,13 @@
 """What the routes work with: opened once when the app starts, closed when it stops."""
 
+import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import Depends
@@ -22,6 +24,7 @@ from store.jobs import JobStore
 from store.uploads import UploadStore
 
 _INGESTIONS_AT_ONCE = 2
+_log = logging.getLogger("bitpress.app")
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,29 @@ async def open_services(settings: AppSettings, metrics: Metrics) -> AsyncIterato
     await run_sync(prepare_database, settings.database_url)
     models = ModelStore(settings.models_dir)
     jobs = JobStore(settings.database_url)
-    compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+    compute = ThreadPoolExecutor(
+        max_workers=1,
+        thread_name_prefix="compute",
+        # The reference runtime computes on as many threads as torch has.
+        initializer=torch.set_num_threads,
+        initargs=(settings.predict_threads,),
+    )
     pool = ModelPool(
         models,
         runtime=settings.runtime,
+        threads=settings.predict_threads,
         max_resident_models=settings.max_resident_models,
         batch_limits=settings.batch_limits,
         compute=compute,
+    )
+    _log.info(
+        "runtime chosen",
+        extra={
+            "asked": settings.runtime,
+            "runtime": pool.executor.runtime,
+            "kernels": pool.executor.kernels,
+            "threads": settings.predict_threads,
+        },
     )
     collector = StoreCollector(jobs, models, pool)
     metrics.registry.register(collector)

@@ -7,8 +7,10 @@ from pydantic import Field, field_validator, model_validator
 
 from app.batcher import BatchLimits
 from app.images import ImageLimits
+from models import runtime as runtimes
+from models.cores import usable_cores
 from models.preprocessing import MAX_DECODED_PIXELS
-from models.runtime import AUTO, RUNTIMES
+from store.errors import Unavailable
 from store.settings import StoreSettings
 
 _MIB = 2**20
@@ -55,6 +57,11 @@ class AppSettings(StoreSettings):
     max_prediction_requests: int = Field(
         default=64, gt=0, description="Most prediction requests at once; more get 429."
     )
+    predict_threads: int = Field(
+        default_factory=usable_cores,
+        ge=1,
+        description="Threads that predictions are computed on; all cores by default.",
+    )
     max_batch_images: int = Field(default=32, gt=0, description="Most images computed together.")
     max_batch_wait_ms: float = Field(
         default=2.0, ge=0, description="How long a batch waits for company, in milliseconds."
@@ -75,8 +82,10 @@ class AppSettings(StoreSettings):
     @field_validator("runtime")
     @classmethod
     def _a_runtime_of_this_installation(cls, runtime: str) -> str:
-        if runtime not in (AUTO, *RUNTIMES):
-            raise ValueError("there is no such runtime here; use " + ", ".join([AUTO, *RUNTIMES]))
+        try:
+            runtimes.choose(runtime)
+        except Unavailable as fault:
+            raise ValueError(f"it cannot be used here. {fault.remedy}") from None
         return runtime
 
     @property

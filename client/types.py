@@ -189,6 +189,8 @@ class Report(_Wire):
     layers_by_loss: tuple[LayerLoss, ...] = ()
     bytes: Size
     compression_ratio: float
+    runtime: str | None = None
+    kernels: str | None = None
     stage_seconds: dict[str, float]
     document: dict[str, Any]
 
@@ -206,7 +208,10 @@ class Dataset(_Wire):
 
 
 class Model(_Wire):
-    """A published model: its versions, and what is known about the latest of them."""
+    """A published model: its versions, and what is known about the latest of them.
+
+    ``runtime`` serves it, with ``kernels``, the set of kernels, which older services do not tell.
+    """
 
     name: str
     latest: int
@@ -219,6 +224,7 @@ class Model(_Wire):
     input: InputShape
     labels: tuple[str, ...]
     runtime: str
+    kernels: str | None = None
     digest: str
     job: str
     created_at: datetime

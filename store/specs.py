@@ -1,8 +1,8 @@
 """What a compression job is asked to do, and the catalogue of methods with their parameters.
 
-Beside the data, the versions, the number of threads and the kind of processor that do the
-arithmetic, a job depends on nothing else: where all of these are equal, so are the artifacts, byte
-for byte. Fine-tuning on GPUs is the exception.
+Beside the data, the versions, the number of threads, the runtime and the kind of processor that do
+the arithmetic, a job depends on nothing else: where all of these are equal, so are the artifacts,
+byte for byte. Fine-tuning on GPUs is the exception.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

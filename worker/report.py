@@ -22,9 +22,10 @@ SCHEMA = 2
 def provenance(spec: CompressSpec, digests: Mapping[str, str]) -> dict[str, Any]:
     """Return where an artifact comes from: nothing that differs between two equal jobs.
 
-    Equal are jobs of equal specification, data, versions and threads on processors of one kind:
-    how many threads torch has, and which instructions, decides in which order it adds, and so a
-    sum's last bits. The checkpoint appears by its digest only, however it was sent.
+    Equal are jobs of equal specification, data, versions, threads and runtime on processors of one
+    kind: how many threads torch has, and which instructions, decides in which order it adds, and so
+    a sum's last bits; so does the runtime that measures the accuracy. The checkpoint appears by its
+    digest only, however it was sent.
     """
     return {
         "spec": spec.model_dump(mode="json", exclude={"checkpoint"}),

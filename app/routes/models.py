@@ -106,6 +106,7 @@ def _model_answer(versions: Sequence[ModelVersion], pool: ModelPool) -> ModelAns
     latest = versions[-1]
     report = latest.report
     card = pool.card(latest)
+    executor = pool.executor_of(latest)
     try:
         return ModelAnswer(
             name=latest.name,
@@ -118,7 +119,8 @@ def _model_answer(versions: Sequence[ModelVersion], pool: ModelPool) -> ModelAns
             compression_ratio=report["compression_ratio"],
             input=InputAnswer.model_validate(card.input.to_json()),
             labels=list(card.labels),
-            runtime=pool.runtime,
+            runtime=executor.runtime,
+            kernels=executor.kernels,
             digest=latest.digest,
             job=latest.job_id,
             created_at=latest.created_at,

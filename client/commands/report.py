@@ -76,6 +76,9 @@ def _lines(report: Report) -> Iterator[str]:
     images, calibration = report.document.get("test_images"), report.document.get("calibration")
     if images is not None and calibration is not None:
         yield f"measured on {images:,} test images; calibrated on {calibration}"
+    if report.runtime is not None:
+        kernels = "" if report.kernels is None else f", kernels {report.kernels}"
+        yield f"the packed network ran on the runtime {report.runtime}{kernels}"
     if report.agreement is not None:
         change, error = (
             100 * x for x in (report.agreement.change, report.agreement.standard_error)

@@ -169,16 +169,17 @@ Publish = Callable[..., ModelVersion]
 
 @pytest.fixture
 def publish(tmp_path: Path) -> Publish:
-    """Publishes a tiny model in a service's store, as a worker would."""
+    """Publishes a tiny model, or the one given, in a service's store, as a worker would."""
 
     def do(
         service: Service,
         name: str,
         seed: int = 0,
         job_id: str | None = None,
+        artifact: Artifact | None = None,
         **more_accuracies: float,
     ) -> ModelVersion:
-        artifacts.write(tiny_artifact(seed), tmp_path / "artifact.safetensors")
+        artifacts.write(artifact or tiny_artifact(seed), tmp_path / "artifact.safetensors")
         report = {
             "spec": spec_of(name).model_dump(mode="json"),
             "accuracy": {"full_precision": 0.875, "calibrated": 0.8, "packed": 0.75}

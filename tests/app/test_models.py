@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from models import artifact as artifacts
+from models import runtime
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,8 @@ def test_the_catalogue_tells_what_was_measured(service: Any, publish: Any) -> No
             "value_range": [0.0, 1.0],
         },
         "labels": ["cat", "dog", "owl"],
-        "runtime": "reference",
+        "runtime": runtime.choose(),
+        "kernels": runtime.kernels_of(runtime.choose()),
         "digest": latest.digest,
         "job": "job-of-first-2",
         "created_at": latest.created_at,

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from app.errors import STATUS, status_of
 from app.settings import AppSettings
+from models import runtime
 from store.database import open_engine
 from store.errors import InvalidImage, InvalidSpec
 from store.figures import StageFigures
@@ -78,8 +79,12 @@ def test_a_live_scrape_tells_requests_predictions_models_and_jobs(
     accuracy = found["bitpress_model_accuracy_ratio"]
     assert value(accuracy, form="full_precision", **model) == 0.875
     assert value(accuracy, form="packed", **model) == 0.75
-    resident = found["bitpress_model_resident_bytes"]
-    assert value(resident, runtime="reference", **model) > 0
+    serving = runtime.choose()
+    for name in ("bitpress_model_resident_bytes", "bitpress_model_activation_bytes"):
+        assert value(found[name], runtime=serving, **model) > 0
+    kernels = runtime.kernels_of(serving)
+    info = found["bitpress_model_runtime_info"]
+    assert value(info, runtime=serving, kernels=kernels, **model) == 1
     assert value(found["bitpress_jobs"], state="queued") == 0
     assert value(found["bitpress_job_stage_seconds"], "_count", stage="calibrate") == 2
     assert value(found["bitpress_job_stage_seconds"], "_sum", stage="calibrate") == 5
@@ -181,7 +186,7 @@ def test_a_request_is_one_line_of_json_without_what_was_sent(
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    with pytest.raises(ValidationError, match="no such runtime"):
+    with pytest.raises(ValidationError, match="cannot be used here"):
         AppSettings(runtime="quantum")
     with pytest.raises(ValidationError, match="max_queue_images"):
         AppSettings(max_images_per_request=100, max_queue_images=10)

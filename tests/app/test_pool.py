@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.batcher import BatchLimits
-from app.pool import ModelPool
+from app.pool import Executor, ModelPool
 from models import artifact as artifacts
 from models import runtime
 from models.preprocessing import InputSpec
@@ -33,7 +33,8 @@ def pool(place: Any) -> Iterator[ModelPool]:
     with ThreadPoolExecutor(1) as compute:
         yield ModelPool(
             ModelStore(place.settings.models_dir),
-            runtime="auto",
+            runtime="reference",
+            threads=1,
             max_resident_models=2,
             batch_limits=BatchLimits(4, 0.0, 8),
             compute=compute,
@@ -46,9 +47,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     artifacts: list[Any] = []
     load = runtime.load
 
-    def counted(artifact: Any, name: str) -> Any:
+    def counted(artifact: Any, name: str, threads: int) -> Any:
         artifacts.append(artifact)
-        return load(artifact, name)
+        return load(artifact, name, threads)
 
     monkeypatch.setattr(runtime, "load", counted)
     return artifacts
@@ -145,7 +146,7 @@ def test_a_card_is_the_header_alone_and_read_once(
     monkeypatch.setattr(artifacts, "read_heading", None)
     assert pool.card(version) is card
     assert loaded == []
-    assert pool.runtime == "reference"
+    assert pool.executor_of(version) == pool.executor == Executor("reference", "torch")
 
 
 def test_a_file_that_is_gone_or_cut_off_has_no_card(

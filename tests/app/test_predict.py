@@ -28,7 +28,7 @@ def model(service: Any, publish: Any) -> Any:
 
 
 def expected(model: Any, images: list[bytes]) -> list[dict[str, float]]:
-    """Probability by label, from the artifact's own runtime and torch's softmax."""
+    """Probability by label, from the reference runtime and torch's softmax."""
     artifact = artifacts.read(model.artifact_path)
     pixels = np.stack([decode_image(data, artifact.input) for data in images])
     logits = runtime.load(artifact, "reference").run(normalise(pixels, artifact.input))
@@ -41,7 +41,8 @@ def check(answer: dict[str, Any], probabilities: list[dict[str, float]]) -> None
     assert len(answer["predictions"]) == len(probabilities)
     for prediction, wanted in zip(answer["predictions"], probabilities, strict=True):
         found = {entry["label"]: entry["probability"] for entry in prediction["top"]}
-        assert found == pytest.approx(wanted, abs=1e-6)
+        # Six decimals, of sums in whatever order the runtime adds.
+        assert found == pytest.approx(wanted, abs=2e-6)
         order = [entry["probability"] for entry in prediction["top"]]
         assert order == sorted(order, reverse=True)
 

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from models import runtime
+
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE_S = 120
 
@@ -59,6 +61,11 @@ def rest_of(process: "subprocess.Popen[str]") -> list[dict[str, Any]]:
     return lines
 
 
+def errors_of(process: "subprocess.Popen[str]") -> list[dict[str, Any]]:
+    """The errors in the log to its end."""
+    return [line for line in rest_of(process) if line["level"] == "error"]
+
+
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_on_a_free_port_until_a_signal(
     start: Start, tmp_path: Path, stop: signal.Signals
@@ -103,14 +110,27 @@ def everything_from(connection: socket.socket) -> bytes:
 
 def test_a_wrong_setting_is_named(start: Start) -> None:
     process = start(port=0, max_body_bytes="much")
-    (line,) = rest_of(process)
+    (line,) = errors_of(process)
     assert process.returncode == 2
     assert line["setting"] == "BITPRESS_MAX_BODY_BYTES"
+
+
+@pytest.mark.parametrize(("name", "value"), [("runtime", "quantum"), ("cpu_kernels", "abacus")])
+def test_a_runtime_that_cannot_serve_here_ends_the_start(
+    start: Start, name: str, value: str
+) -> None:
+    if name == "cpu_kernels" and runtime.choose() != "cpu":
+        pytest.skip("there is no runtime cpu here")
+    process = start(**{"port": 0, name: value})
+    (line,) = errors_of(process)
+    assert process.returncode == 2
+    assert line["setting"] == "BITPRESS_RUNTIME"
+    assert "Use one of" in line["fault"] or "BITPRESS_CPU_KERNELS" in line["fault"]
 
 
 def test_a_port_that_is_taken_is_told(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         process = start(port=taken.getsockname()[1])
-        (line,) = rest_of(process)
+        (line,) = errors_of(process)
     assert process.returncode == 1
     assert line["event"] == "cannot listen"

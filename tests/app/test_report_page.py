@@ -63,7 +63,8 @@ def report(classes: tuple[str, ...] = ("cat", "dog", "owl"), images: int = 300) 
         "compression_ratio": 30.645,
         **answer_figures(float_logits, labels, classes),
         "parity": {"top1_agreement": 1.0, "largest_logit_difference": 1e-6, "largest_logit": 9.0},
-        "runtime": "reference",
+        "runtime": "cpu",
+        "kernels": "avx512",
         "seed": 0,
         "digests": {"dataset": "sha256:" + "ab" * 32},
         "versions": {"torch": "2.13.0"},
@@ -218,7 +219,7 @@ def test_hostile_names_are_text_and_nothing_else() -> None:
     content["spec"] |= {"architecture": HOSTILE[1], "dataset": HOSTILE[2]}
     content["spec"]["method"]["name"] = HOSTILE[3]
     content["layers"][0] |= {"name": HOSTILE[2], "kind": HOSTILE[0]}
-    content["created_at"] = content["runtime"] = HOSTILE[1]
+    content["created_at"] = content["runtime"] = content["kernels"] = HOSTILE[1]
     for member in ("digests", "versions"):
         content[member] = dict.fromkeys(HOSTILE, HOSTILE[0])
     content["stage_seconds"] = dict.fromkeys(HOSTILE, 1.0)

@@ -254,7 +254,8 @@ MODEL = {
         "value_range": [0, 1],
     },
     "labels": ["cat", "dog"],
-    "runtime": "reference",
+    "runtime": "cpu",
+    "kernels": "avx512",
     "digest": "sha256:" + "3" * 64,
     "job": "job-1",
     "created_at": "2026-11-20T10:00:00+00:00",
@@ -266,6 +267,15 @@ def test_models_are_read(client: Client, service: Any) -> None:
     service.answers["GET /models/vgg9"] = (200, MODEL)
     assert client.models() == [client.model("vgg9")]
     assert client.model("vgg9").versions == (1, 2)
+    assert client.model("vgg9").kernels == "avx512"
+
+
+def test_a_model_of_a_service_that_does_not_tell_kernels_is_read(
+    client: Client, service: Any
+) -> None:
+    older = {name: value for name, value in MODEL.items() if name != "kernels"}
+    service.answers["GET /models/vgg9"] = (200, older)
+    assert client.model("vgg9").kernels is None
 
 
 def test_an_artifact_is_downloaded_whole(client: Client, service: Any, tmp_path: Path) -> None:

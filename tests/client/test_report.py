@@ -35,6 +35,8 @@ def measured(service: Any, report_document: dict[str, Any]) -> dict[str, Any]:
         "model": {"name": "vgg9", "version": 4},
         "test_images": 10_000,
         "calibration": "500 of 50,000 training images",
+        "runtime": "cpu",
+        "kernels": "avx2",
         "agreement": {"top1": 0.8, "of_right": 0.9, "change": -0.125, "standard_error": 0.0033},
         "confidence": {
             "full_precision": {"mean": 0.9, "expected_calibration_error": 0.03125, "bins": []},
@@ -60,6 +62,7 @@ def test_the_report_shows_what_was_measured(
     assert ["│", "calibration", "error", "│", "3.12%", "│", "1.25%", "│"] in table
     words = " ".join(output.split())
     assert "measured on 10,000 test images; calibrated on 500 of 50,000 training images" in words
+    assert "the packed network ran on the runtime cpu, kernels avx2" in words
     assert "the accuracy's change is -12.50 points, standard error 0.33" in words
     assert (
         "the layers that lose most: features.[0] (0.123), features.[1] (0.0617), "
@@ -79,6 +82,7 @@ def test_a_report_of_an_older_service_is_shown_as_far_as_it_goes(
     assert "62.50%" in output
     assert "answered as before" not in output
     assert "lose most" not in output
+    assert "runtime" not in output
 
 
 def test_the_page_is_written_to_a_file(

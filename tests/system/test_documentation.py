@@ -41,8 +41,13 @@ def test_the_tables_of_settings_are_those_of_the_code() -> None:
         **WorkerSettings.model_fields,
     }
     expected = {setting_row(name, field) for name, field in fields.items()}
-    documented = {line for line in section("Settings").splitlines() if "BITPRESS_" in line}
+    tables, _, of_the_runtime = section("Settings").partition("The CPU runtime,")
+    documented = {line for line in tables.splitlines() if "BITPRESS_" in line}
     assert documented == expected
+    # Read where no settings are, and so by every process that runs a network.
+    sources = "".join(path.read_text() for path in sorted(ROOT.glob("models/**/*.py")))
+    named = set(re.findall(r"^\| `(BITPRESS_[A-Z_]+)`", of_the_runtime, re.MULTILINE))
+    assert named >= set(re.findall(r"BITPRESS_[A-Z_]+", sources))
 
 
 @pytest.mark.parametrize("settings", [AppSettings, WorkerSettings])

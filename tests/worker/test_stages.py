@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save_file
 
-from models import artifact, registry
+from models import artifact, registry, runtime
 from store.datasets import DatasetStore
 from store.errors import (
     BitpressError,
@@ -168,7 +168,8 @@ def test_a_job_measures_what_it_made(settings: WorkerSettings) -> None:
     assert report["compression_ratio"] == report["bytes"]["float"] / report["bytes"]["packed"]
     assert report["parity"]["top1_agreement"] == 1.0
     assert report["parity"]["largest_logit_difference"] <= 1e-4 * report["parity"]["largest_logit"]
-    assert report["runtime"] == "reference"
+    assert report["runtime"] == runtime.choose()
+    assert report["kernels"] == runtime.kernels_of(report["runtime"])
     assert [layer["name"] for layer in report["layers"]] == LAYERS
     assert all(layer["binary"] and len(layer["losses"]) > 1 for layer in report["layers"])
     assert [layer["kind"] for layer in report["layers"]] == ["conv2d"] * 3 + ["linear"]
@@ -366,6 +367,31 @@ def test_activations_of_eight_bits_are_measured_as_they_are_served_and_without_r
     broken = Run(context_of(settings, f"eight-bits-{name}-broken", **spec))
     broken.all(interrupted=True)
     assert smooth.read("artifact") == broken.read("artifact")
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_the_report_names_the_runtime_and_the_artifact_is_the_same_on_any(
+    settings: WorkerSettings, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = runtime.load
+    loaded: list[tuple[str, int]] = []
+
+    def recorded(packed: artifact.Artifact, runtime: str, threads: int) -> Any:
+        loaded.append((runtime, threads))
+        return load(packed, runtime, threads)
+
+    monkeypatch.setattr(runtime, "load", recorded)
+    made = []
+    for name in dict.fromkeys(["reference", runtime.choose()]):
+        chosen = settings.model_copy(update={"runtime": name})
+        run = Run(context_of(chosen, f"measured-by-{name}-{bits}", activation_bits=bits))
+        report = run.all()
+        assert (report["runtime"], report["kernels"]) == (name, runtime.kernels_of(name))
+        made.append(run.read("artifact"))
+        # With rounded activations also the network that does not round them.
+        assert loaded == [(name, settings.worker_threads)] * (2 if bits == 8 else 1)
+        loaded.clear()
+    assert len(set(made)) == 1
 
 
 def test_layers_kept_in_float_stay_so(settings: WorkerSettings) -> None:

@@ -46,7 +46,10 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
         test = splits_of(context, without_fraction(progress)).test
         packed = artifact.read(context.files.resolve(FileRef.from_json(refs[PACKED])))
         # The runtime, and so the arithmetic, that will serve.
-        served = runtime.load(packed, context.settings.runtime)
+        load = partial(
+            runtime.load, runtime=context.settings.runtime, threads=context.settings.worker_threads
+        )
+        served = load(packed)
         forms = _trained_forms(networks_of(context, dataset), refs)
         float_bytes = float32_bytes(forms["full_precision"])
         layers = layer_figures(forms["calibrated"], prepared["order"], arguments["layers"])
@@ -54,7 +57,7 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
         predict["packed"] = served.run
         if context.spec.activation_bits < 32:
             network = forms[list(forms)[-1]]
-            predict["packed_float_activations"] = _unrounded(network, packed, served.name).run
+            predict["packed_float_activations"] = load(_unrounded(network, packed)).run
         logits = logits_of_forms(predict, test, input_spec(context.spec), progress)
         accuracies = {form: accuracy(found, test.labels) for form, found in logits.items()}
         epochs, processes = arguments["epochs"], context.settings.training_processes
@@ -80,6 +83,7 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
             # What was packed is the last of the forms in which it could be trained.
             "parity": parity(logits[list(forms)[-1]], logits["packed"]).to_json(),
             "runtime": served.name,
+            "kernels": served.kernels,
             "seed": context.spec.seed,
             "digests": {**prepared["digests"], "artifact": files["artifact"].digest},
             "versions": origin["versions"],
@@ -104,10 +108,10 @@ def _trained_forms(networks: JobNetworks, refs: Refs) -> dict[str, nn.Module]:
     return forms
 
 
-def _unrounded(network: nn.Module, packed: artifact.Artifact, name: str) -> runtime.Runtime:
-    """Return the runtime ``name`` on what was ``packed`` of ``network``, without its rounding."""
+def _unrounded(network: nn.Module, packed: artifact.Artifact) -> artifact.Artifact:
+    """Return what was ``packed`` of ``network``, without its rounding."""
     plan, tensors = lower(without_rounding(network), packed.input.shape)
-    return runtime.load(dataclasses.replace(packed, plan=plan, tensors=tensors), name)
+    return dataclasses.replace(packed, plan=plan, tensors=tensors)
 
 
 def _stage_files(
