@@ -4,17 +4,22 @@
 runtime asked for by name that is missing is an error, never a silent fallback.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Final, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from models.artifact import Artifact
+from models.runtime.cpu import CpuRuntime, kernel_set, native_library
 from models.runtime.reference import ReferenceRuntime
 from store.errors import Unavailable
 
 AUTO: Final = "auto"
+
+_log = logging.getLogger("bitpress.models")
 
 
 @runtime_checkable
@@ -45,24 +50,39 @@ class Runtime(Protocol):
         """
 
 
-RUNTIMES: Final[Mapping[str, type[ReferenceRuntime]]] = MappingProxyType(
-    {"reference": ReferenceRuntime}
+def _cpu(artifact: Artifact, threads: int | None) -> Runtime:
+    return CpuRuntime(artifact, threads=threads)
+
+
+def _reference(artifact: Artifact, threads: int | None) -> Runtime:
+    return ReferenceRuntime(artifact)  # has torch's threads
+
+
+RUNTIMES: Final[Mapping[str, Callable[[Artifact, int | None], Runtime]]] = MappingProxyType(
+    {"reference": _reference, "cpu": _cpu}
 )
+
+
+def available() -> tuple[str, ...]:
+    """Return the names of the runtimes that can run here, fastest first."""
+    return tuple(name for name in RUNTIMES if name != "cpu" or _cpu_is_here())
 
 
 def choose(runtime: str = AUTO) -> str:
     """Return the name of the runtime that ``runtime`` means here, which loads nothing.
 
     Raises:
-        Unavailable: there is no runtime of that name.
+        Unavailable: there is no runtime of that name, or not here; or BITPRESS_CPU_KERNELS asks
+            for kernels that this processor cannot run.
     """
-    name = next(iter(RUNTIMES)) if runtime == AUTO else runtime
+    name = available()[0] if runtime == AUTO else runtime
     if name not in RUNTIMES:
         raise Unavailable(
             f"There is no runtime {runtime!r} here.",
             field="runtime",
             remedy="Use one of: " + ", ".join([AUTO, *RUNTIMES]),
         )
+    kernels_of(name)
     return name
 
 
@@ -70,8 +90,11 @@ def kernels_of(name: str) -> str:
     """Return the set of kernels that the runtime ``name`` runs here, which loads nothing.
 
     ``torch`` is that of the reference runtime. ``name`` is one that `choose` gives.
+
+    Raises:
+        Unavailable: they are not here.
     """
-    return RUNTIMES[name].kernels
+    return kernel_set() if name == "cpu" else ReferenceRuntime.kernels
 
 
 def load(artifact: Artifact, runtime: str = AUTO, threads: int | None = None) -> Runtime:
@@ -81,6 +104,24 @@ def load(artifact: Artifact, runtime: str = AUTO, threads: int | None = None) ->
     runtime has torch's.
 
     Raises:
-        Unavailable: there is no runtime of that name.
+        Unavailable: there is no runtime of that name here, or it cannot run this artifact's plan.
     """
-    return RUNTIMES[choose(runtime)](artifact)
+    name = choose(runtime)
+    try:
+        return RUNTIMES[name](artifact, threads)
+    except Unavailable as refusal:
+        if runtime != AUTO:
+            raise
+        _log.warning("%s The runtime 'reference' takes its place.", refusal.detail)
+        return RUNTIMES["reference"](artifact, threads)
+
+
+@cache
+def _cpu_is_here() -> bool:
+    """Tell whether the CPU engine can run here; says once what to do where it cannot."""
+    try:
+        native_library()
+    except Unavailable as missing:
+        _log.warning("%s The runtime 'reference' serves. %s", missing.detail, missing.remedy)
+        return False
+    return True

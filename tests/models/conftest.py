@@ -1,6 +1,9 @@
 """Small networks and artifacts that several tests of the models look at."""
 
+import runpy
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +113,14 @@ def small_images() -> Tensor:
 @pytest.fixture(scope="session")
 def make_artifact() -> Callable[[nn.Module, tuple[int, int, int]], Artifact]:
     return artifact_of
+
+
+@pytest.fixture(scope="session")
+def random_plan() -> Callable[..., Any]:
+    """`random_plan` of tests/models/random_plans.py."""
+    found = runpy.run_path(str(Path(__file__).with_name("random_plans.py")))
+    function: Callable[..., Any] = found["random_plan"]
+    return function
 
 
 @pytest.fixture(scope="session")

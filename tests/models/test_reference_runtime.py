@@ -332,7 +332,7 @@ def test_runtimes_are_chosen_by_name_and_never_swapped(small_artifact):
     assert isinstance(load(small_artifact, "auto"), Runtime)
     with pytest.raises(Unavailable, match="'quantum'") as caught:
         load(small_artifact, "quantum")
-    assert caught.value.remedy == "Use one of: auto, reference"
+    assert caught.value.remedy == "Use one of: " + ", ".join(["auto", *RUNTIMES])
 
 
 def test_result_carries_no_gradient(small_artifact, small_images):

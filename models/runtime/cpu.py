@@ -1,0 +1,153 @@
+"""The CPU engine: a plan compiled to a flat program that a C++ library runs in one call.
+
+Sums of packed bits with quantized activations are exact and equal to the reference runtime's bit
+for bit; sums of float32 are in another order. Any thread may call `CpuRuntime.run`: the interpreter
+lock is free while the library computes, and calls on one runtime wait for each other.
+"""
+
+import os
+import weakref
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from models.artifact import Artifact
+from models.cores import usable_cores
+from models.runtime.arena import place
+from models.runtime.compilation import compile_plan
+from models.runtime.kernel_choice import ChooseKernel, MeasuredKernels, with_kernels
+from models.runtime.native import NativeError, NativeLibrary, Status, library
+from store.errors import Unavailable
+
+KERNELS_VARIABLE: Final = "BITPRESS_CPU_KERNELS"
+
+# Of all values of a batch: it should stay in the cache that the cores share. A larger batch is cut
+# up; by then the weights have been read for enough images to make up for reading them again.
+ACTIVATION_BYTES: Final = 16 << 20
+_MOST_IMAGES: Final = 64
+
+
+class CpuRuntime:
+    """Executes an artifact's plan with kernels for one instruction set.
+
+    ``threads``: how many compute together, by default one for each usable core. ``kernels``: a
+    kernel set (``portable``, ``avx2``, ``avx512``), by default that of the environment variable
+    BITPRESS_CPU_KERNELS, or else the best one. ``choose_kernel``: by default the fastest by
+    measurement. ``activation_bytes``: most bytes of activations at a time, but at least one
+    image's.
+
+    Raises:
+        Unavailable: there is no native library here, no such kernel set, or none that can run this
+            plan.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int | None = None,
+        kernels: str | None = None,
+        choose_kernel: ChooseKernel | None = None,
+        activation_bytes: int = ACTIVATION_BYTES,
+    ) -> None:
+        self.threads = usable_cores() if threads is None else threads
+        if self.threads < 1:
+            raise ValueError("a runtime needs a thread")
+        native = native_library()
+        self.kernels = kernel_set(kernels)
+        self._input_shape = artifact.plan.input_shape
+        self._output_shape = artifact.plan.output_shape
+        program = compile_plan(artifact.plan, artifact.tensors)
+        arena = place(program)
+        measured = MeasuredKernels(native, self.kernels, self.threads)
+        program = with_kernels(program, choose_kernel or measured)
+        measured.save()
+        images = max(1, min(_MOST_IMAGES, activation_bytes // max(arena.bytes, 1)))
+        try:
+            self._program = native.create(program, arena, self.kernels, self.threads, images)
+        except NativeError as error:
+            raise _refusal(error) from error
+        weakref.finalize(self, self._program.close)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of packed weights and per-channel numbers."""
+        return self._program.weight_bytes
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of the arena and of scratch memory that one image takes."""
+        return self._program.arena_bytes(1) + self._program.scratch_bytes
+
+    def run(self, x: Tensor) -> Tensor:
+        """Return the plan's output, float32 ``(N, *output_shape)``, for ``(N, C, H, W)``.
+
+        Raises:
+            ValueError: ``x`` is not float32 of the plan's input shape, in the processor's memory.
+            MemoryError: there is no memory for a batch.
+        """
+        if (
+            x.dtype != torch.float32
+            or tuple(x.shape[1:]) != self._input_shape
+            or x.device.type != "cpu"
+        ):
+            raise ValueError(f"input must be float32 (N, *{self._input_shape})")
+        images = x.detach().contiguous()
+        result = torch.empty((len(x), *self._output_shape), dtype=torch.float32, device="cpu")
+        if len(x) > 0:
+            try:
+                self._program.run(images.data_ptr(), len(x), result.data_ptr())
+            except NativeError as error:
+                raise _refusal(error) from error
+        return result
+
+
+def native_library() -> NativeLibrary:
+    """Return the library of this installation.
+
+    Raises:
+        Unavailable: it was not built, or is another release's.
+    """
+    found = library()
+    if found is None or not found.kernel_sets():
+        raise Unavailable(
+            "The runtime 'cpu' needs a native library, which this installation lacks.",
+            field="runtime",
+            remedy="Install a C++ compiler and install bitpress again, or use the runtime "
+            "'reference'.",
+        )
+    return found
+
+
+def kernel_set(name: str | None = None) -> str:
+    """Return the kernel set that ``name`` means here: itself, or by default the best one.
+
+    The environment variable BITPRESS_CPU_KERNELS stands in for a missing ``name``.
+
+    Raises:
+        Unavailable: there is no native library, or this processor or build lacks the set.
+    """
+    available = native_library().kernel_sets()
+    wanted = name or os.environ.get(KERNELS_VARIABLE) or available[0]
+    if wanted not in available:
+        raise Unavailable(
+            f"There are no kernels {wanted!r:.40} for this processor.",
+            field="runtime",
+            remedy=f"Set {KERNELS_VARIABLE} to one of: " + ", ".join(available) + "; or unset it.",
+        )
+    return wanted
+
+
+def _refusal(error: NativeError) -> Exception:
+    if error.status == Status.UNSUPPORTED:
+        return Unavailable(
+            f"The runtime 'cpu' cannot run this network: {error}.",
+            field="runtime",
+            remedy="Use the runtime 'reference'.",
+        )
+    if error.status == Status.NO_MEMORY:
+        return MemoryError(str(error))
+    return RuntimeError(f"the native library refused a program that was made for it: {error}")
