@@ -72,7 +72,7 @@ void prepare(const void* in, int64_t pitch, int64_t pixels, int64_t channels, vo
 struct Block {
   using Sum = int32_t;
 
-  static constexpr int most_pixels(int vectors) { return vectors == 4 ? 6 : 8; }
+  static constexpr int most_pixels(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 16; }
 
   template <int P, int F>
   static void widen(__m512i (&narrow)[P][F], int32_t* sums, int64_t pitch, bool add) {
@@ -80,7 +80,7 @@ struct Block {
         0, 15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0,
         1, 0, 0);
     const __m512i upper = _mm512_add_epi16(lower, _mm512_set1_epi16(16));
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
       for (int f = 0; f < F; ++f) {
@@ -109,8 +109,11 @@ struct Block {
     const __m512i shift = _mm512_set1_epi16(1 << (16 - kGroupChannels));
 
     __m512i narrow[P][F];
-    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
       for (int f = 0; f < F; ++f) narrow[p][f] = _mm512_setzero_si512();
+    }
     bool add = piece.accumulate;
     int64_t room = kWordsUntilFull;
     for (int64_t s = 0; s < window.segments; ++s) {
@@ -124,14 +127,16 @@ struct Block {
           for (int f = 0; f < F; ++f) index[f] = _mm512_loadu_si512(words + f * kLanes);
 #pragma GCC unroll 3
           for (int g = 0; g < kWordGroups; ++g) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int p = 0; p < P; ++p) {
-              const __m512i entries =
+              __m512i entries =
                   _mm512_loadu_si512(table + p * pixel_bytes + g * kGroupBytes);
+              if (F > 1) pin(entries);
 #pragma GCC unroll 4
               for (int f = 0; f < F; ++f) {
                 narrow[p][f] = _mm512_add_epi16(narrow[p][f],
                                                 _mm512_permutexvar_epi16(index[f], entries));
+                pin(narrow[p][f]);
               }
             }
             if (g + 1 < kWordGroups) {
