@@ -38,6 +38,8 @@ _GEOMETRY: Final = (
     "padding_columns", "dilation_rows", "dilation_columns", "groups", "filters", "bases",
 )  # fmt: skip
 
+_MODEL: Final = ("model name", "cpu family", "model", "stepping")  # lines of /proc/cpuinfo
+
 # From a product and the value it reads to the number of a kernel.
 ChooseKernel = Callable[[Step, Value], int]
 
@@ -111,13 +113,19 @@ def cache_folder() -> Path:
 
 
 @cache
-def processor_name() -> str:
-    """Return the processor's model name, as far as the system tells it."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return what tells this model of a processor from others, as far as the system knows.
+
+    Its name is not enough: under a hypervisor several generations may bear the same one.
+    """
+    members: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        first = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+        for line in first.splitlines():
+            name, _, value = line.partition(":")
+            members[name.strip()] = value.strip()
+    known = [members[name] for name in _MODEL if name in members]
+    return " ".join(known) or platform.processor() or platform.machine()
 
 
 @cache
