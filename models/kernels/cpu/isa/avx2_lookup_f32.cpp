@@ -1,0 +1,141 @@
+// Products of bits with float32 by table look-up. VPERMPS looks up eight numbers at once in a table
+// of eight: the sums of four numbers of which the last one counts as positive. Where it counts as
+// negative, the sum is the one of opposite signs, times -1, and an FMA multiplies and adds at once.
+#include <string.h>
+
+#include "avx2_kernels.h"
+#include "avx2_tiles.h"
+
+namespace bitpress {
+namespace {
+
+constexpr int kGroupChannels = 4;
+constexpr int kGroupBytes = 32;
+constexpr int kLanes = 8;
+constexpr int kVectors = 4;
+
+// Entry i is x[3] and, for c below 3, x[c] where bit c of i is set, -x[c] elsewhere.
+inline void make_table(const float* x, float* out) {
+  const __m256 minus = _mm256_set1_ps(-0.0f);
+  const __m256 sign0 = _mm256_setr_ps(-0.0f, 0, -0.0f, 0, -0.0f, 0, -0.0f, 0);
+  const __m256 sign1 = _mm256_setr_ps(-0.0f, -0.0f, 0, 0, -0.0f, -0.0f, 0, 0);
+  const __m256 sign2 = _mm256_blend_ps(minus, _mm256_setzero_ps(), 0xF0);
+  const __m256 a = _mm256_xor_ps(_mm256_broadcast_ss(x), sign0);
+  const __m256 b = _mm256_xor_ps(_mm256_broadcast_ss(x + 1), sign1);
+  const __m256 c = _mm256_xor_ps(_mm256_broadcast_ss(x + 2), sign2);
+  const __m256 d = _mm256_broadcast_ss(x + 3);
+  _mm256_storeu_ps(out, _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)));
+}
+
+void prepare(const void* in, int64_t pitch, int64_t pixels, int64_t channels, void* out, int32_t*) {
+  float* to = static_cast<float*>(out);
+  for (int64_t p = 0; p < pixels; p++) {
+    const float* from = static_cast<const float*>(in) + p * pitch;
+    int64_t c = 0;
+    for (; c + kGroupChannels <= channels; c += kGroupChannels, to += 8) make_table(from + c, to);
+    if (c < channels) {
+      float rest[kGroupChannels] = {};
+      memcpy(rest, from + c, static_cast<size_t>(channels - c) * sizeof(float));
+      make_table(rest, to);
+      to += 8;
+    }
+  }
+}
+
+// To the number +1 or -1 with the index in the lowest bits.
+void expand(const void* weights, int vectors, int64_t groups, void* panel) {
+  const uint8_t* from = static_cast<const uint8_t*>(weights);
+  __m256i* to = static_cast<__m256i*>(panel);
+  const __m256i places = _mm256_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0);
+  for (int64_t i = 0; i < groups * vectors; i++) {
+    int32_t word;
+    memcpy(&word, from + i * 4, sizeof word);
+    const __m256i bits = _mm256_sllv_epi32(_mm256_set1_epi32(word), places);
+    const __m256i opposite = _mm256_xor_si256(_mm256_srai_epi32(bits, 31), _mm256_set1_epi32(-1));
+    const __m256i index = _mm256_and_si256(
+        _mm256_xor_si256(_mm256_srli_epi32(bits, 28), opposite), _mm256_set1_epi32(7));
+    const __m256i sign = _mm256_slli_epi32(opposite, 31);
+    const __m256i one = _mm256_castps_si256(_mm256_set1_ps(1.0f));
+    _mm256_storeu_si256(to + i, _mm256_or_si256(_mm256_or_si256(sign, one), index));
+  }
+}
+
+struct Block {
+  using Sum = float;
+  static constexpr int kLanes = bitpress::kLanes;
+  static constexpr int kVectorBytes = 32;
+  static constexpr int kChunk = 128;
+  static constexpr int kMostVectors = 2;
+  static constexpr int most_pixels(int vectors) { return vectors == 1 ? 6 : 4; }
+
+  // Each sum is added up in the order of the groups, so that it does not depend on the tile.
+  template <int P, int F>
+  static void run(const Tile& tile) {
+    float* const to = static_cast<float*>(tile.sums);
+    __m256 sums[P][F];
+    BITPRESS_UNROLL
+    for (int p = 0; p < P; p++) {
+      BITPRESS_UNROLL
+      for (int f = 0; f < F; f++) {
+        sums[p][f] = tile.accumulate ? _mm256_loadu_ps(to + p * tile.sums_pitch + f * kLanes)
+                                     : _mm256_setzero_ps();
+      }
+    }
+    const __m256i sign_and_exponent = _mm256_set1_epi32(static_cast<int32_t>(0xFF800000));
+    const uint8_t* weights = tile.weights;
+    const int64_t pixel_bytes = tile.window->pixel_bytes;
+    Stretch stretch(tile, kGroupBytes);
+    const uint8_t* tables;
+    while (const int64_t groups = stretch.next(tables)) {
+      for (int64_t g = 0; g < groups; g++, tables += kGroupBytes, weights += tile.group_pitch) {
+        __m256i index[F];
+        __m256 sign[F];
+        BITPRESS_UNROLL
+        for (int f = 0; f < F; f++) {
+          index[f] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights) + f);
+          keep(index[f]);
+          sign[f] = _mm256_castsi256_ps(_mm256_and_si256(index[f], sign_and_exponent));
+        }
+        BITPRESS_UNROLL
+        for (int p = 0; p < P; p++) {
+          __m256 table =
+              _mm256_loadu_ps(reinterpret_cast<const float*>(tables + p * pixel_bytes));
+          keep(table);
+          BITPRESS_UNROLL
+          for (int f = 0; f < F; f++) {
+            const __m256 found = _mm256_permutevar8x32_ps(table, index[f]);
+            sums[p][f] = _mm256_fmadd_ps(sign[f], found, sums[p][f]);
+          }
+        }
+      }
+    }
+    BITPRESS_UNROLL
+    for (int p = 0; p < P; p++) {
+      BITPRESS_UNROLL
+      for (int f = 0; f < F; f++) {
+        _mm256_storeu_ps(to + p * tile.sums_pitch + f * kLanes, sums[p][f]);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+const ProductKernel kAvx2LookupF32 = {
+    "lookup_f32",
+    BP_F32,
+    true,
+    kGroupChannels,
+    kGroupBytes,
+    1,
+    4,
+    kLanes,
+    kVectors,
+    false,
+    prepare,
+    expand,
+    4,
+    multiply_in_tiles<Block>,
+};
+
+}  // namespace bitpress

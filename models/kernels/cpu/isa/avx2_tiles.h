@@ -1,0 +1,120 @@
+// Cuts one call of multiply into tiles: chunks of groups whose weights stay in the first-level
+// cache for all pixels, and in each the pixels and filters whose sums fit the registers.
+#pragma once
+#include <immintrin.h>
+
+#include "../kernel_set.h"
+
+namespace bitpress {
+namespace {
+
+#define BITPRESS_UNROLL _Pragma("GCC unroll 8")
+
+// Hides from the compiler what is in a register. Else gcc loads what several shuffles share once
+// for each of them, and adds in an order that keeps more numbers than there are registers.
+inline __attribute__((always_inline)) void keep(__m256i& v) { asm("" : "+x"(v)); }
+inline __attribute__((always_inline)) void keep(__m256& v) { asm("" : "+x"(v)); }
+
+// Sums of some pixels and filters over `count` groups from group `group` of segment `segment` on.
+struct Tile {
+  const Window* window;
+  int64_t first_byte;  // of the tile's first pixel, within a row
+  int64_t segment, group, count;
+  const uint8_t* weights;  // of the first group and filter
+  int64_t group_pitch;     // bytes of weights from group to group
+  void* sums;
+  int64_t sums_pitch;
+  bool accumulate;
+};
+
+// Goes through a tile's groups, stretch by stretch that lies without a gap in memory.
+class Stretch {
+ public:
+  Stretch(const Tile& tile, int group_bytes)
+      : window_(*tile.window),
+        first_byte_(tile.first_byte),
+        group_bytes_(group_bytes),
+        segment_(tile.segment),
+        group_(tile.group),
+        left_(tile.count) {}
+
+  // The number of groups of the next stretch, 0 at the end; its first group for the first pixel.
+  int64_t next(const uint8_t*& prepared) {
+    if (left_ == 0) return 0;
+    const int64_t here = window_.groups - group_;
+    const int64_t count = here < left_ ? here : left_;
+    prepared = window_.rows[segment_] + first_byte_ + group_ * group_bytes_;
+    left_ -= count;
+    segment_++;
+    group_ = 0;
+    return count;
+  }
+
+ private:
+  const Window& window_;
+  int64_t first_byte_;
+  int group_bytes_;
+  int64_t segment_, group_, left_;
+};
+
+template <class Block, int F, int P = 1>
+inline void run_tile(int pixels, const Tile& tile) {
+  if constexpr (P < Block::most_pixels(F)) {
+    if (pixels > P) return run_tile<Block, F, P + 1>(pixels, tile);
+  }
+  Block::template run<P, F>(tile);
+}
+
+// Tiles of nearly equal size: a single pixel has few sums to overlap.
+template <class Block, int F>
+void run_pixels(int pixels, Tile tile) {
+  constexpr int kMost = Block::most_pixels(F);
+  for (int tiles = (pixels + kMost - 1) / kMost; tiles > 0; tiles--) {
+    const int n = (pixels + tiles - 1) / tiles;
+    run_tile<Block, F>(n, tile);
+    pixels -= n;
+    tile.first_byte += n * tile.window->pixel_bytes;
+    tile.sums = static_cast<typename Block::Sum*>(tile.sums) + n * tile.sums_pitch;
+  }
+}
+
+// ProductKernel::multiply for a Block that has
+//   Sum                    int32_t or float
+//   kLanes, kVectorBytes   filters of a vector, and bytes of their weights for one group
+//   kChunk                 groups at a time
+//   kMostVectors           vectors of filters at a time
+//   most_pixels(F)         pixels whose sums fit the registers beside F vectors of filters
+//   run<P, F>(tile)        sums of P pixels for F vectors
+template <class Block>
+void multiply_in_tiles(const Window& window, const void* weights, int vectors, int pixels,
+                       void* sums, int64_t sums_pitch, bool accumulate) {
+  int64_t left = window.segments * window.groups;
+  Tile tile{&window, window.first_byte, 0, 0, 0, static_cast<const uint8_t*>(weights),
+            int64_t{vectors} * Block::kVectorBytes, sums, sums_pitch, accumulate};
+  do {
+    tile.count = left < Block::kChunk ? left : Block::kChunk;
+    Tile part = tile;
+    for (int v = 0; v < vectors; v += Block::kMostVectors) {
+      const int here = vectors - v;
+      if constexpr (Block::kMostVectors >= 4) {
+        if (here >= 4) run_pixels<Block, 4>(pixels, part);
+      }
+      if constexpr (Block::kMostVectors >= 3) {
+        if (here == 3 || (here > 3 && Block::kMostVectors == 3)) run_pixels<Block, 3>(pixels, part);
+      }
+      if (here == 2 || (here > 2 && Block::kMostVectors == 2)) run_pixels<Block, 2>(pixels, part);
+      if (here == 1) run_pixels<Block, 1>(pixels, part);
+      part.weights += Block::kMostVectors * Block::kVectorBytes;
+      part.sums = static_cast<typename Block::Sum*>(part.sums) + Block::kMostVectors * Block::kLanes;
+    }
+    left -= tile.count;
+    tile.weights += tile.count * tile.group_pitch;
+    tile.group += tile.count;
+    tile.segment += tile.group / window.groups;
+    tile.group %= window.groups;
+    tile.accumulate = true;
+  } while (left > 0);
+}
+
+}  // namespace
+}  // namespace bitpress
