@@ -14,7 +14,7 @@ from typing import Any
 _ROOT = Path(__file__).resolve().parents[1]
 # Options that say where something is kept, which is nobody else's business.
 _PLACES = ("--cache", "--json", "--output")
-_PACKAGES = ("bitpress", "numpy", "pillow", "safetensors", "torch")
+_PACKAGES = ("bitpress", "numpy", "onnxruntime", "pillow", "safetensors", "torch")
 
 
 def hardware() -> dict[str, Any]:
@@ -110,10 +110,14 @@ def _status_mib(field: str) -> float:
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+    """Return the processor's name and generation, which a rented one's name leaves out."""
+    first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    fields = {key.strip(): value.strip() for key, _, value in pairs}
+    name = fields.get("model name", platform.processor())
+    if "cpu family" not in fields:
+        return name
+    return f"{name} (family {fields['cpu family']}, model {fields.get('model')})"
 
 
 def _module() -> str:

@@ -1,0 +1,1 @@
+"""What `benchmarks.cpu` is made of: the nets, the runtimes they run on, and how these are timed."""
