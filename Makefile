@@ -14,7 +14,7 @@ NATIVE := CMakeLists.txt $(wildcard models/kernels/cpu/*.cpp models/kernels/cpu/
 	models/kernels/cpu/isa/*)
 PACKAGES := $(shell find app client models store worker -name __init__.py)
 
-.PHONY: help install demo test test-fast lint format
+.PHONY: help install demo test test-fast lint format sanitize
 
 help:
 	@echo 'make demo       train, compress and serve a small network, and show what it measures'
@@ -22,6 +22,7 @@ help:
 	@echo 'make test-fast  the tests that take seconds'
 	@echo 'make lint       format, lint, types and import rules'
 	@echo 'make format     put the sources into shape'
+	@echo 'make sanitize   the CPU engine under sanitizers and valgrind (needs g++ and CMake)'
 	@echo 'make install    only the environment, in $(VENV)'
 
 install: $(INSTALLED)
@@ -56,3 +57,7 @@ test-fast: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Takes minutes; SCALE=10 takes a tenth of the cases.
+sanitize:
+	tests/native/sanitize
