@@ -1,0 +1,39 @@
+"""Whatever the CPU engine is handed, it answers or says what is wrong: it never crashes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.runtime import native
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = native.library()
+
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native library was not built")
+
+
+@pytest.mark.parametrize(("what", "count"), [("artifacts", 600), ("programs", 4000)])
+def test_damage_is_refused_or_harmless(what, count):
+    """In a process of its own, with seeds that tell what crashed it."""
+    result = subprocess.run(
+        [
+            sys.executable,
+            str(Path(__file__).with_name("damaged_programs.py")),
+            what,
+            "0",
+            str(count),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    counts = json.loads(result.stdout)
+    assert counts["ran"] > count / 50 and counts["refused"] > count / 10
