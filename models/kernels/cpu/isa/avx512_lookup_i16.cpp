@@ -17,56 +17,86 @@ constexpr int kLanes = 32;
 constexpr int kWordsUntilFull = 51 / kWordGroups;
 
 // Entry e of a table, a word, is the sum of the activations whose bit in e is set. Words 2d and
-// 2d + 1 are a dword: both have the sum of channels 1 to 4 by the bits of d, which one VPDPBUSD
-// gives, and the upper one channel 0 besides.
-inline __m512i table_of(uint32_t channels_1_to_4, __m512i subsets, __m512i channel_0) {
-  const __m512i sum =
-      _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi32(channels_1_to_4), subsets);
-  const __m512i twice = _mm512_or_si512(sum, _mm512_slli_epi32(sum, 16));
-  return _mm512_mask_add_epi16(twice, 0xAAAAAAAAu, twice, channel_0);
-}
+// 2d + 1 have the sum of channels 1 to 4 by the bits of d, which one VPDPBUSD gives as a dword, and
+// the odd one channel 0 besides.
+class Tables {
+ public:
+  // x: five activations.
+  inline __m512i of_five(const uint8_t* x) const {
+    uint32_t upper;
+    memcpy(&upper, x + 1, sizeof upper);
+    // From memory, which the intrinsic for one byte cannot say.
+    __m512i first;
+    asm("vpbroadcastb %1, %0%{%2%}%{z%}" : "=v"(first) : "m"(*x), "Yk"(kOddWords));
+    return combined(first, _mm512_set1_epi32(upper));
+  }
 
-// Byte c of dword d is bit c of d.
-inline __m512i subsets_of_four() {
-  const __m512i d = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i bit = _mm512_set1_epi32(0x08040201);
-  const __m512i bytes = _mm512_mullo_epi32(d, _mm512_set1_epi32(0x01010101));
-  return _mm512_maskz_set1_epi8(_mm512_test_epi8_mask(bytes, bit), 1);
-}
+  // x: fewer than five; the others count as 0.
+  inline __m512i of_rest(const uint8_t* x, int64_t count) const {
+    const __m128i all = _mm_maskz_loadu_epi8(static_cast<__mmask16>((1 << count) - 1), x);
+    return combined(_mm512_maskz_broadcastb_epi8(kOddWords, all),
+                    _mm512_broadcastd_epi32(_mm_srli_si128(all, 1)));
+  }
+
+ private:
+  static constexpr __mmask64 kOddWords = 0x4444444444444444;  // their lower bytes
+
+  inline __m512i combined(__m512i first, __m512i upper) const {
+    const __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), upper, subsets_);
+    return _mm512_add_epi16(first, _mm512_shuffle_epi8(sum, twice_));
+  }
+
+  // Byte c of dword d is bit c of d.
+  static __m512i subsets_of_four() {
+    const __m512i d = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i bytes = _mm512_mullo_epi32(d, _mm512_set1_epi32(0x01010101));
+    const __mmask64 ones = _mm512_test_epi8_mask(bytes, _mm512_set1_epi32(0x08040201));
+    return _mm512_maskz_set1_epi8(ones, 1);
+  }
+
+  __m512i subsets_ = subsets_of_four();
+  // The lower word of a dword, to both of its words.
+  __m512i twice_ = _mm512_set4_epi32(0x0D0C0D0C, 0x09080908, 0x05040504, 0x01000100);
+};
 
 inline int32_t sum_of(const uint8_t* x, int64_t count) {
-  __m512i sum = _mm512_setzero_si512();
-  for (int64_t i = 0; i < count; i += 64) {
-    const int64_t left = count - i;
-    const __mmask64 mask = left < 64 ? (1ull << left) - 1 : ~0ull;
-    sum = _mm512_add_epi64(
-        sum, _mm512_sad_epu8(_mm512_maskz_loadu_epi8(mask, x + i), _mm512_setzero_si512()));
+  const __m512i zero = _mm512_setzero_si512();
+  __m512i sum = zero;
+  for (; count >= 64; count -= 64, x += 64)
+    sum = _mm512_add_epi64(sum, _mm512_sad_epu8(_mm512_loadu_si512(x), zero));
+  if (count > 0) {
+    const __m512i last = _mm512_maskz_loadu_epi8((1ull << count) - 1, x);
+    sum = _mm512_add_epi64(sum, _mm512_sad_epu8(last, zero));
   }
   return static_cast<int32_t>(_mm512_reduce_add_epi64(sum));
 }
 
 void prepare(const void* in, int64_t pitch, int64_t pixels, int64_t channels, void* out,
              int32_t* sums) {
-  const __m512i subsets = subsets_of_four();
+  constexpr int kAtOnce = 4;
+  const Tables tables;
   const int64_t whole = channels / kGroupChannels;
   const int64_t rest = channels - whole * kGroupChannels;
-  uint8_t* table = static_cast<uint8_t*>(out);
+  uint8_t* to = static_cast<uint8_t*>(out);
   for (int64_t p = 0; p < pixels; ++p) {
     const uint8_t* x = static_cast<const uint8_t*>(in) + p * pitch;
     sums[p] = sum_of(x, channels);
-    for (int64_t g = 0; g < whole; ++g, x += kGroupChannels, table += kGroupBytes) {
-      uint32_t upper;
-      memcpy(&upper, x + 1, 4);
-      _mm512_storeu_si512(table, table_of(upper, subsets, _mm512_set1_epi16(x[0])));
+    int64_t left = whole;
+    for (; left >= kAtOnce; left -= kAtOnce) {
+#pragma GCC unroll 4
+      for (int g = 0; g < kAtOnce; ++g)
+        _mm512_storeu_si512(to + g * kGroupBytes, tables.of_five(x + g * kGroupChannels));
+      x += kAtOnce * kGroupChannels;
+      to += kAtOnce * kGroupBytes;
     }
+    for (; left > 0; --left, x += kGroupChannels, to += kGroupBytes)
+      _mm512_storeu_si512(to, tables.of_five(x));
     if (rest != 0) {
-      uint32_t upper = 0;
-      memcpy(&upper, x + 1, rest - 1);
-      _mm512_storeu_si512(table, table_of(upper, subsets, _mm512_set1_epi16(x[0])));
-      table += kGroupBytes;
+      _mm512_storeu_si512(to, tables.of_rest(x, rest));
+      to += kGroupBytes;
     }
   }
-  memset(table, 0, (kWordGroups - 1) * kGroupBytes);
+  memset(to, 0, (kWordGroups - 1) * kGroupBytes);
 }
 
 struct Block {
