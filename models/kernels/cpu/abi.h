@@ -31,7 +31,7 @@ enum bp_step_kind {
   BP_ELEMENTWISE = 4,  // finish alone; reads float32, or codes as step * q + low
   BP_SIGN = 5,     // +1 where gain[c] * x >= shift[c], else -1; gain 1 and shift 0 where missing
   BP_COPY = 6,     // every (stride)th row and column to channels channel_offset.. of out
-  BP_ZERO = 7,     // out (float32 or codes) becomes zeros
+  BP_ZERO = 7,     // out becomes zeros: 0.0f, or the code in_zero
   BP_TRANSPOSE = 8,  // a map (H, W, C) as a vector in the order C, H, W
   BP_OUTPUT = 9    // in0, float32, to the program's output, (N, C, H, W)
 };
@@ -80,7 +80,7 @@ typedef struct bp_step {
   int64_t groups;
 
   // Products. Either bits: (bases, filters, row_bytes) as docs/FORMAT.md 4.1 packs them; or float
-  // weights (filters, kernel_rows, kernel_columns, channels of a group).
+  // weights (filters, kernel_rows, kernel_columns, channels of a group) and row_bytes 0.
   const uint8_t* packed_bits;
   int64_t row_bytes;
   const float* weight;
@@ -90,6 +90,7 @@ typedef struct bp_step {
   int32_t kernel;      // index among the candidates for this step, or -1 for the first
 
   int64_t channel_offset;  // copies
+  int64_t filters;         // products: channels of the result
 } bp_step;
 
 typedef struct bp_program_spec {

@@ -50,13 +50,16 @@ struct ProductKernel {
   // in + p * pitch (in numbers). A prepared pixel is ceil(channels / group_channels) groups, absent
   // channels count as 0; pixels follow each other. Where sums_of_ones, also sums[p], the sum of the
   // pixel's numbers. After the last pixel come word_groups - 1 groups' worth of zero bytes, for
-  // look-ups past a segment's end, whose index is 0.
+  // look-ups past a segment's end, whose index is 0. `out` is aligned to group_bytes alone (a border
+  // and what it surrounds are prepared by separate calls), `in` and `sums` to their numbers. A pitch
+  // of 0 repeats one pixel.
   void (*prepare)(const void* in, int64_t pitch, int64_t pixels, int64_t channels, void* out,
                   int32_t* sums);
 
   // Packed weights to what multiply reads; null where that is the packed weights themselves.
-  // `groups` groups (over all segments) of `vectors` * lanes filters, to `panel`, which has room for
-  // expanded_bytes * vectors * lanes * groups.
+  // `groups` groups of `vectors` * lanes filters, to `panel`, which has room for expanded_bytes *
+  // vectors * lanes * groups. They are one segment's, or those of several where each segment is a
+  // whole number of words; or a part of a segment's that begins with a word.
   void (*expand)(const void* weights, int vectors, int64_t groups, void* panel);
   int expanded_bytes;  // of a group of one filter
 
