@@ -44,6 +44,7 @@ struct Block {
   static constexpr int kVectorBytes = 32;
   static constexpr int kChunk = 64;  // 64 * 510 is less than 2^15
   static constexpr int kMostVectors = kVectors;
+  static constexpr int most_vectors(int) { return kMostVectors; }
   static constexpr int most_pixels(int vectors) { return vectors == 1 ? 6 : 12 / vectors; }
 
   template <int P, int F>

@@ -65,8 +65,10 @@ struct Block {
   static constexpr int kLanes = bitpress::kLanes;
   static constexpr int kVectorBytes = 32;
   static constexpr int kChunk = 128;
-  static constexpr int kMostVectors = 2;
-  static constexpr int most_pixels(int vectors) { return vectors == 1 ? 6 : 4; }
+  static constexpr int kMostVectors = kVectors;
+  // With few pixels it takes more filters to have enough sums that do not wait for each other.
+  static constexpr int most_vectors(int pixels) { return pixels <= 2 ? 4 : 2; }
+  static constexpr int most_pixels(int vectors) { return vectors == 1 ? 6 : vectors == 2 ? 4 : 2; }
 
   // Each sum is added up in the order of the groups, so that it does not depend on the tile.
   template <int P, int F>
@@ -88,23 +90,21 @@ struct Block {
     const uint8_t* tables;
     while (const int64_t groups = stretch.next(tables)) {
       for (int64_t g = 0; g < groups; g++, tables += kGroupBytes, weights += tile.group_pitch) {
-        __m256i index[F];
-        __m256 sign[F];
-        BITPRESS_UNROLL
-        for (int f = 0; f < F; f++) {
-          index[f] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights) + f);
-          keep(index[f]);
-          sign[f] = _mm256_castsi256_ps(_mm256_and_si256(index[f], sign_and_exponent));
-        }
+        __m256 table[P];
         BITPRESS_UNROLL
         for (int p = 0; p < P; p++) {
-          __m256 table =
-              _mm256_loadu_ps(reinterpret_cast<const float*>(tables + p * pixel_bytes));
-          keep(table);
+          table[p] = _mm256_loadu_ps(reinterpret_cast<const float*>(tables + p * pixel_bytes));
+          keep(table[p]);
+        }
+        BITPRESS_UNROLL
+        for (int f = 0; f < F; f++) {
+          __m256i index = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights) + f);
+          keep(index);
+          const __m256 sign = _mm256_castsi256_ps(_mm256_and_si256(index, sign_and_exponent));
           BITPRESS_UNROLL
-          for (int f = 0; f < F; f++) {
-            const __m256 found = _mm256_permutevar8x32_ps(table, index[f]);
-            sums[p][f] = _mm256_fmadd_ps(sign[f], found, sums[p][f]);
+          for (int p = 0; p < P; p++) {
+            const __m256 found = _mm256_permutevar8x32_ps(table[p], index);
+            sums[p][f] = _mm256_fmadd_ps(sign, found, sums[p][f]);
           }
         }
       }

@@ -18,39 +18,56 @@ constexpr int kLanes = 32;
 constexpr int kVectors = 2;
 constexpr int kQuad = 4;  // look-ups that a byte can hold
 
-// Byte i of entry c is the place of the c-th of four numbers where bit c of i is set; else VPSHUFB
-// gives 0. Twice, for a register's two halves.
-struct Entries {
-  alignas(32) uint8_t places[kGroupChannels][kGroupBytes];
+// Places in half a register, for VPSHUFB, which gives 0 for kNone; the same in both halves.
+struct Places {
+  alignas(32) uint8_t at[32];
 };
 
-constexpr Entries entries() {
-  Entries made{};
-  for (int c = 0; c < kGroupChannels; c++) {
-    for (int i = 0; i < kGroupBytes; i++) {
-      made.places[c][i] = (i >> c & 1) != 0 ? static_cast<uint8_t>(c) : 0x80;
-    }
+constexpr uint8_t kNone = 0x80;
+
+// Of eight numbers, two groups: byte 4 * k + i is for the sum that bits i pick from numbers 2 * k and
+// 2 * k + 1, and this the place of the one for bit `bit`.
+constexpr Places pick_number(int bit) {
+  Places places{};
+  for (int i = 0; i < 32; i++) {
+    places.at[i] = (i >> bit & 1) != 0 ? static_cast<uint8_t>(i % 16 / 4 * 2 + bit) : kNone;
   }
-  return made;
+  return places;
 }
 
-constexpr Entries kEntries = entries();
+// Of such sums: byte i is the sum that two bits of i, from `bit` on, pick from numbers `bit` and
+// `bit` + 1 of a group.
+constexpr Places pick_pair(int group, int bit) {
+  Places places{};
+  for (int i = 0; i < 32; i++) {
+    places.at[i] = static_cast<uint8_t>(8 * group + 2 * bit + (i % 16 >> bit & 3));
+  }
+  return places;
+}
 
-// The tables of `groups` groups, at most four, of 16 codes.
+constexpr Places kNumbers[2] = {pick_number(0), pick_number(1)};
+constexpr Places kPairs[2][2] = {{pick_pair(0, 0), pick_pair(0, 2)},
+                                 {pick_pair(1, 0), pick_pair(1, 2)}};
+
+// One from each of two sets of places, added.
+inline __m256i sum_of_two(__m256i x, const Places (&places)[2]) {
+  const auto first = reinterpret_cast<const __m256i*>(places[0].at);
+  const auto second = reinterpret_cast<const __m256i*>(places[1].at);
+  return _mm256_add_epi8(_mm256_shuffle_epi8(x, _mm256_load_si256(first)),
+                         _mm256_shuffle_epi8(x, _mm256_load_si256(second)));
+}
+
+// The tables of the first `groups` of the four groups in 16 codes.
 inline void make_tables(__m128i codes, int groups, uint8_t* out) {
   const __m128i half = _mm_set1_epi8(15);
   __m256i x = _mm256_set_m128i(_mm_and_si128(_mm_srli_epi16(codes, 4), half),
                                _mm_and_si128(codes, half));
-  for (int g = 0; g < groups; g++) {
-    __m256i table = _mm256_setzero_si256();
-    BITPRESS_UNROLL
-    for (int c = 0; c < kGroupChannels; c++) {
-      const __m256i places =
-          _mm256_load_si256(reinterpret_cast<const __m256i*>(kEntries.places[c]));
-      table = _mm256_add_epi8(table, _mm256_shuffle_epi8(x, places));
-    }
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + g * kGroupBytes), table);
-    x = _mm256_srli_si256(x, kGroupChannels);
+  for (int g = 0; g < groups; g += 2) {
+    const __m256i pairs = sum_of_two(x, kNumbers);
+    __m256i* to = reinterpret_cast<__m256i*>(out + g * kGroupBytes);
+    _mm256_storeu_si256(to, sum_of_two(pairs, kPairs[0]));
+    if (g + 1 < groups) _mm256_storeu_si256(to + 1, sum_of_two(pairs, kPairs[1]));
+    x = _mm256_srli_si256(x, 2 * kGroupChannels);
   }
 }
 
@@ -81,47 +98,99 @@ void prepare(const void* in, int64_t pitch, int64_t pixels, int64_t channels, vo
   }
 }
 
-// An index of four bits to a byte. Byte 2 * i of a vector is filter i, byte 2 * i + 1 is filter
-// 16 + i: the even and the odd bytes are summed apart.
+// An index of four bits to a byte: of two filters that share a byte, one goes to the first half of
+// the bytes and one to the second. `widen` puts the sums in order again.
 void expand(const void* weights, int vectors, int64_t groups, void* panel) {
   const __m128i* from = static_cast<const __m128i*>(weights);
   __m256i* to = static_cast<__m256i*>(panel);
-  const __m128i half = _mm_set1_epi8(15);
-  for (int64_t i = 0; i < groups * vectors; i++) {
-    const __m128i pairs = _mm_loadu_si128(from + i);
-    const __m128i even = _mm_and_si128(pairs, half);
-    const __m128i odd = _mm_and_si128(_mm_srli_epi16(pairs, 4), half);
-    const __m128i first = _mm_unpacklo_epi8(even, odd), last = _mm_unpackhi_epi8(even, odd);
-    _mm256_storeu_si256(to + i, _mm256_set_m128i(_mm_unpackhi_epi8(first, last),
-                                                 _mm_unpacklo_epi8(first, last)));
+  const __m256i half = _mm256_set1_epi8(15);
+  if (vectors == 1) {
+    for (int64_t g = 0; g < groups; g++) {
+      const __m128i x = _mm_loadu_si128(from + g);
+      _mm256_storeu_si256(to + g,
+                          _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(x, 4), x), half));
+    }
+    return;
+  }
+  for (int64_t g = 0; g < groups; g++) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from) + g);
+    _mm256_storeu_si256(to + 2 * g, _mm256_and_si256(x, half));
+    _mm256_storeu_si256(to + 2 * g + 1, _mm256_and_si256(_mm256_srli_epi16(x, 4), half));
   }
 }
 
-// Sums of bytes, modulo 2^16: of both bytes of a 16-bit lane as they stand, and of the odd byte.
-struct Sums {
-  __m256i low, low_odd, high, high_odd;
+// Sums of one plane's bytes: of each two neighbours as one number of 16 bits, modulo 2^16, and of the
+// odd ones alone.
+struct Plane {
+  __m256i both, odd;
 };
 
-inline void clear(Sums& sums) {
-  sums.low = sums.low_odd = sums.high = sums.high_odd = _mm256_setzero_si256();
+struct Sums {
+  Plane low, high;
+};
+
+inline __m256i even_bytes(const Plane& x) {
+  return _mm256_sub_epi16(x.both, _mm256_slli_epi16(x.odd, 8));
 }
+
+inline __m256i swap_halves(__m256i x) { return _mm256_permute2x128_si256(x, x, 1); }
 
 inline void add_to(int32_t* sums, __m128i x, bool accumulate) {
-  __m256i* to = reinterpret_cast<__m256i*>(sums);
-  __m256i wide = _mm256_cvtepu16_epi32(x);
-  if (accumulate) wide = _mm256_add_epi32(wide, _mm256_loadu_si256(to));
-  _mm256_storeu_si256(to, wide);
+  __m128i* to = reinterpret_cast<__m128i*>(sums);
+  if (accumulate) x = _mm_add_epi32(x, _mm_loadu_si128(to));
+  _mm_storeu_si128(to, x);
 }
 
-// What a chunk comes to is below 2^16, so that modulo 2^16 is enough.
-inline void widen(const Sums& x, int32_t* sums, bool accumulate) {
-  const __m256i odd = _mm256_add_epi16(x.low_odd, _mm256_slli_epi16(x.high_odd, 4));
-  const __m256i both = _mm256_add_epi16(x.low, _mm256_slli_epi16(x.high, 4));
-  const __m256i even = _mm256_sub_epi16(both, _mm256_slli_epi16(odd, 8));
-  add_to(sums, _mm256_castsi256_si128(even), accumulate);
-  add_to(sums + 8, _mm256_extracti128_si256(even, 1), accumulate);
-  add_to(sums + 16, _mm256_castsi256_si128(odd), accumulate);
-  add_to(sums + 24, _mm256_extracti128_si256(odd, 1), accumulate);
+// Puts low and high halves together and the filters in order. After `expand`, with two vectors, even
+// byte i of the first one is filter 4 * i, the odd byte after it 4 * i + 2; 4 * i + 1 and 4 * i + 3
+// are those of the second vector. With one vector, the second one is its upper half.
+template <int F>
+inline void widen(const Sums (&x)[F], int32_t* sums, bool accumulate) {
+  __m256i low[4], high[4];  // of filters 4 * i, 4 * i + 1, ...
+  BITPRESS_UNROLL
+  for (int f = 0; f < F; f++) {
+    low[f] = even_bytes(x[f].low);
+    high[f] = even_bytes(x[f].high);
+    low[2 + f] = x[f].low.odd;
+    high[2 + f] = x[f].high.odd;
+  }
+  if constexpr (F == 1) {
+    BITPRESS_UNROLL
+    for (int k = 0; k < 4; k += 2) {
+      low[k + 1] = swap_halves(low[k]);
+      high[k + 1] = swap_halves(high[k]);
+    }
+  }
+  const __m256i weights = _mm256_set1_epi32(16 << 16 | 1);
+  BITPRESS_UNROLL
+  for (int h = 0; h < 2; h++) {
+    __m256i wide[4];
+    BITPRESS_UNROLL
+    for (int k = 0; k < 4; k++) {
+      const __m256i both = h == 0 ? _mm256_unpacklo_epi16(low[k], high[k])
+                                  : _mm256_unpackhi_epi16(low[k], high[k]);
+      wide[k] = _mm256_madd_epi16(both, weights);
+    }
+    const __m256i a = _mm256_unpacklo_epi32(wide[0], wide[1]);
+    const __m256i b = _mm256_unpacklo_epi32(wide[2], wide[3]);
+    const __m256i c = _mm256_unpackhi_epi32(wide[0], wide[1]);
+    const __m256i d = _mm256_unpackhi_epi32(wide[2], wide[3]);
+    const __m256i ordered[4] = {_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b),
+                                _mm256_unpacklo_epi64(c, d), _mm256_unpackhi_epi64(c, d)};
+    BITPRESS_UNROLL
+    for (int i = 0; i < 4; i++) {
+      int32_t* to = sums + 16 * h + 4 * i;
+      add_to(to, _mm256_castsi256_si128(ordered[i]), accumulate);
+      if constexpr (F == 2) {
+        add_to(to + kLanes, _mm256_extracti128_si256(ordered[i], 1), accumulate);
+      }
+    }
+  }
+}
+
+inline void add_bytes(Plane& sums, __m256i bytes) {
+  sums.both = _mm256_add_epi16(sums.both, bytes);
+  sums.odd = _mm256_add_epi16(sums.odd, _mm256_srli_epi16(bytes, 8));
 }
 
 inline __m256i load_table(const uint8_t* table) {
@@ -152,10 +221,8 @@ inline __attribute__((always_inline)) void look_up(const uint8_t* tables, const 
   }
   BITPRESS_UNROLL
   for (int f = 0; f < F; f++) {
-    sums[f].low = _mm256_add_epi16(sums[f].low, low[f]);
-    sums[f].low_odd = _mm256_add_epi16(sums[f].low_odd, _mm256_srli_epi16(low[f], 8));
-    sums[f].high = _mm256_add_epi16(sums[f].high, high[f]);
-    sums[f].high_odd = _mm256_add_epi16(sums[f].high_odd, _mm256_srli_epi16(high[f], 8));
+    add_bytes(sums[f].low, low[f]);
+    add_bytes(sums[f].high, high[f]);
   }
 }
 
@@ -163,15 +230,19 @@ struct Block {
   using Sum = int32_t;
   static constexpr int kLanes = bitpress::kLanes;
   static constexpr int kVectorBytes = 32;
-  static constexpr int kChunk = 64;  // of sums of at most 1020, less than 2^16
+  static constexpr int kChunk = 256;  // 256 * 60 is less than 2^15
   static constexpr int kMostVectors = kVectors;
+  static constexpr int most_vectors(int) { return kMostVectors; }
   static constexpr int most_pixels(int) { return 1; }
 
   template <int P, int F>
   static void run(const Tile& tile) {
     Sums sums[F];
     BITPRESS_UNROLL
-    for (int f = 0; f < F; f++) clear(sums[f]);
+    for (int f = 0; f < F; f++) {
+      sums[f].low.both = sums[f].low.odd = _mm256_setzero_si256();
+      sums[f].high.both = sums[f].high.odd = _mm256_setzero_si256();
+    }
     const uint8_t* weights = tile.weights;
     const int64_t pitch = F * kVectorBytes;  // these are all vectors of the block
     Stretch stretch(tile, kGroupBytes);
@@ -187,9 +258,7 @@ struct Block {
       if (left == 1) look_up<1, F>(tables, weights, pitch, sums);
       weights += left * pitch;
     }
-    int32_t* to = static_cast<int32_t*>(tile.sums);
-    BITPRESS_UNROLL
-    for (int f = 0; f < F; f++) widen(sums[f], to + f * kLanes, tile.accumulate);
+    widen(sums, static_cast<int32_t*>(tile.sums), tile.accumulate);
   }
 };
 

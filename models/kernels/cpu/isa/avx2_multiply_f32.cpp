@@ -23,7 +23,8 @@ struct Block {
   static constexpr int kLanes = bitpress::kLanes;
   static constexpr int kVectorBytes = 32;
   static constexpr int kChunk = 128;
-  static constexpr int kMostVectors = 4;
+  static constexpr int kMostVectors = kVectors;
+  static constexpr int most_vectors(int) { return kMostVectors; }
   static constexpr int most_pixels(int vectors) { return vectors == 1 ? 8 : 12 / vectors; }
 
   // Each sum is added up in the order of the groups, so that it does not depend on the tile.

@@ -78,34 +78,38 @@ void run_pixels(int pixels, Tile tile) {
   }
 }
 
+template <class Block, int F = 1>
+inline void run_vectors(int vectors, int pixels, const Tile& tile) {
+  if constexpr (F < Block::kMostVectors) {
+    if (vectors > F) return run_vectors<Block, F + 1>(vectors, pixels, tile);
+  }
+  run_pixels<Block, F>(pixels, tile);
+}
+
 // ProductKernel::multiply for a Block that has
 //   Sum                    int32_t or float
 //   kLanes, kVectorBytes   filters of a vector, and bytes of their weights for one group
 //   kChunk                 groups at a time
-//   kMostVectors           vectors of filters at a time
+//   kMostVectors           vectors of filters at a time, and fewer for some numbers of pixels:
+//   most_vectors(pixels)
 //   most_pixels(F)         pixels whose sums fit the registers beside F vectors of filters
 //   run<P, F>(tile)        sums of P pixels for F vectors
 template <class Block>
 void multiply_in_tiles(const Window& window, const void* weights, int vectors, int pixels,
                        void* sums, int64_t sums_pitch, bool accumulate) {
   int64_t left = window.segments * window.groups;
+  const int most = Block::most_vectors(pixels);
   Tile tile{&window, window.first_byte, 0, 0, 0, static_cast<const uint8_t*>(weights),
             int64_t{vectors} * Block::kVectorBytes, sums, sums_pitch, accumulate};
   do {
     tile.count = left < Block::kChunk ? left : Block::kChunk;
     Tile part = tile;
-    for (int v = 0; v < vectors; v += Block::kMostVectors) {
-      const int here = vectors - v;
-      if constexpr (Block::kMostVectors >= 4) {
-        if (here >= 4) run_pixels<Block, 4>(pixels, part);
-      }
-      if constexpr (Block::kMostVectors >= 3) {
-        if (here == 3 || (here > 3 && Block::kMostVectors == 3)) run_pixels<Block, 3>(pixels, part);
-      }
-      if (here == 2 || (here > 2 && Block::kMostVectors == 2)) run_pixels<Block, 2>(pixels, part);
-      if (here == 1) run_pixels<Block, 1>(pixels, part);
-      part.weights += Block::kMostVectors * Block::kVectorBytes;
-      part.sums = static_cast<typename Block::Sum*>(part.sums) + Block::kMostVectors * Block::kLanes;
+    for (int v = 0; v < vectors;) {
+      const int n = vectors - v < most ? vectors - v : most;
+      run_vectors<Block>(n, pixels, part);
+      part.weights += n * Block::kVectorBytes;
+      part.sums = static_cast<typename Block::Sum*>(part.sums) + n * Block::kLanes;
+      v += n;
     }
     left -= tile.count;
     tile.weights += tile.count * tile.group_pitch;
