@@ -106,9 +106,14 @@ def sizes(net: Net, files: Mapping[str, Path]) -> Figures:
 
     ``<net>.<runtime>_resident_mib`` is what loading and running one image adds to a process that
     has imported the runtime, ``_loaded_mib`` what loading adds by itself, ``_private_mib`` the part
-    of the first that is no file's.
+    of the first that is no file's. Of the engine itself there are the bytes that it counts:
+    ``_weight_bytes`` in packed weights, ``_activation_bytes`` in an image's activations.
     """
     figures: Figures = {}
+    for name in ("w1a32", "w1a8"):
+        loaded = runtime.load(getattr(net, name), runtime.choose(), threads=1)
+        figures[f"{net.name}.{name}_weight_bytes"] = loaded.resident_bytes
+        figures[f"{net.name}.{name}_activation_bytes"] = loaded.activation_bytes
     for name, file in files.items():
         figures[f"{net.name}.{name}_bytes"] = file.stat().st_size
         memory = added_memory(name, file, net.plan.input_shape)
@@ -122,15 +127,16 @@ def layer_speeds(artifacts: Mapping[str, Sequence[Artifact]], kernel_set: str) -
     """Time the kernels on all distinct layers of some networks, given in both forms.
 
     ``layers.<geometry>.<kernel>_gmacs`` and ``ceiling.<kernel>_gmacs`` are 10**9
-    multiply-accumulates per second in one thread; ``<net>.layers.<kernel>_ms`` is the time of all
+    multiply-accumulates per second in one thread; ``layers.<geometry>.<kernel>_of_ceiling`` is the
+    share of the second that the first reaches, less what lies above and below the map;
+    ``<net>.layers.<kernel>_ms`` is the time of all
     layers of a network, one after the other, and ``<net>.layers.best_i8_ms`` that of the faster
     integer kernel for each.
     """
     native = library()
     assert native is not None  # or there were no kernel set
-    figures = {
-        f"ceiling.{name}_gmacs": gmacs for name, gmacs in ceilings(native, kernel_set).items()
-    }
+    most = ceilings(native, kernel_set)
+    figures = {f"ceiling.{kernel}_gmacs": gmacs for kernel, gmacs in most.items()}
     of_nets = {
         net: [layer for artifact in forms for layer in layers(artifact)]
         for net, forms in artifacts.items()
@@ -139,6 +145,9 @@ def layer_speeds(artifacts: Mapping[str, Sequence[Artifact]], kernel_set: str) -
     for geometry, seconds in found.items():
         for kernel, once in seconds.items():
             figures[f"layers.{geometry}.{kernel}_gmacs"] = geometry.macs / once / 1e9
+            if kernel in most:
+                share = geometry.macs_inside / once / 1e9 / most[kernel]
+                figures[f"layers.{geometry}.{kernel}_of_ceiling"] = share
     for net, of_net in of_nets.items():
         for kernel, total in network_seconds(of_net, found).items():
             figures[f"{net}.layers.{kernel}_ms"] = 1000 * total
@@ -175,7 +184,8 @@ def main(
         with tempfile.TemporaryDirectory() as folder:
             net = make_net(name, SOURCES[name])
             artifacts[name] = (net.w1a8, net.w1a32)
-            print(f"{name}: {net.about}; {net.plan.macs / 1e9:.2f} GMAC an image")
+            macs = f"{net.plan.macs / 1e9:.2f} GMAC an image"
+            print(f"{name}: {net.about}; {macs}", flush=True)
             files = write_files(net, Path(folder))
             figures |= latencies(net, files, counts, sizes_of_batches, seconds)
             if memory:

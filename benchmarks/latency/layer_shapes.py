@@ -60,6 +60,14 @@ class Geometry:
         taps = self.channels // self.groups * kernel_rows * kernel_columns
         return self.bases * self.filters * taps * rows * columns
 
+    @property
+    def macs_inside(self) -> int:
+        """Those of kernel rows that lie on the map: the engine leaves the others out."""
+        reach = [row * self.stride[0] - self.padding[0] for row in range(self.output[0])]
+        taps = range(0, self.dilation[0] * self.kernel[0], self.dilation[0])
+        inside = sum(0 <= first + tap < self.height for first in reach for tap in taps)
+        return self.macs * inside // (len(reach) * len(taps))
+
     def __str__(self) -> str:
         """Return the geometry as a name that a figure can have: ``c64x56x56_n64_k3x3_s1x1``."""
         parts = [

@@ -12,8 +12,8 @@ from models import artifact, runtime
 
 
 def load(file: Path, threads: int) -> Run:
-    """Load an artifact."""
-    served = runtime.load(artifact.read(file), threads=threads)
+    """Load an artifact; a fastest runtime that cannot run it is an error, not passed over."""
+    served = runtime.load(artifact.read(file), runtime.choose(), threads)
 
     def run(images: NDArray[np.float32]) -> NDArray[Any]:
         logits: NDArray[Any] = served.run(torch.from_numpy(images)).numpy()

@@ -79,34 +79,26 @@ def size_table(figures: Figures, nets: Sequence[str]) -> str:
 
 def layer_tables(figures: Figures, nets: Sequence[str]) -> str:
     """Return the kernels' speed on each shape, and what the layers of each network add up to."""
-    names = {"lookup_i16", "expand_i8", "lookup_f32"} & {
-        name.removeprefix("ceiling.").removesuffix("_gmacs")
-        for name in figures
-        if name.startswith("ceiling.")
-    }
-    kernels = [kernel for kernel in KERNELS if kernel in names]
+    kernels = [kernel for kernel in KERNELS if f"ceiling.{kernel}_gmacs" in figures]
     shapes = dict.fromkeys(name.split(".")[1] for name in figures if name.startswith("layers."))
     rows: list[list[Cell]] = []
     for shape in shapes:
         speeds = {kernel: figures.get(f"layers.{shape}.{kernel}_gmacs") for kernel in kernels}
-        shares = [
-            _percent(speeds[kernel], figures[f"ceiling.{kernel}_gmacs"]) for kernel in kernels
-        ]
+        shares = [figures.get(f"layers.{shape}.{kernel}_of_ceiling") for kernel in kernels]
         lookup, expand = speeds.get("lookup_i16"), speeds.get("expand_i8")
         gain = lookup / expand if lookup and expand else None
         rows.append([shape, *speeds.values(), gain, *shares])
     rows.append(["ceiling", *(figures[f"ceiling.{kernel}_gmacs"] for kernel in kernels)])
     rows[-1] += [None] * (1 + len(kernels))
-    headings = [
-        "", *kernels, "lookup_i16/expand_i8", *(f"{kernel} of ceiling" for kernel in kernels)
-    ]  # fmt: skip
-    title = "\nlayers in one thread, one image: 10**9 multiply-accumulates per second"
+    headings = ["", *kernels, "lookup_i16/expand_i8", *(f"of {kernel}" for kernel in kernels)]
     sums = [*kernels, "best_i8"]
     totals = [[net, *(figures.get(f"{net}.layers.{kernel}_ms") for kernel in sums)] for net in nets]
     return "\n".join(
-        [title, table(headings, rows), "\nall layers of a network, ms", table(["", *sums], totals)]
+        [
+            "\nlayers in one thread, one image: 10**9 multiply-accumulates per second, and shares "
+            "of the ceiling",
+            table(headings, rows),
+            "\nall layers of a network, ms",
+            table(["", *sums], totals),
+        ]
     )
-
-
-def _percent(speed: float | None, ceiling: float) -> str | None:
-    return None if speed is None else f"{100 * speed / ceiling:.0f} %"

@@ -14,7 +14,7 @@ from torch.nn import functional
 from benchmarks import cpu
 from benchmarks.latency import images
 from benchmarks.latency.alternation import alternate
-from benchmarks.latency.layer_shapes import distinct, layers, network_seconds
+from benchmarks.latency.layer_shapes import Geometry, distinct, layers, network_seconds
 from benchmarks.latency.nets import Net, Source, make_net
 from benchmarks.latency.ratios import ratios
 from benchmarks.latency.runtimes import RUNTIMES, loader
@@ -166,6 +166,18 @@ def test_layers_have_the_geometry_of_the_plan(tiny: Net) -> None:
         "expand_i8": 3 * count,
         "best_i8": 2 * count,
     }
+
+
+def test_rows_of_the_kernel_outside_the_map_do_not_count_as_done() -> None:
+    pairs = {"stride": (2, 1), "padding": (2, 1), "dilation": (2, 1)}
+    geometry = Geometry(3, 5, 4, 7, kernel=(3, 3), groups=1, bases=2, **pairs)
+    ones = torch.ones(1, 1, 5, 4)
+    product = functional.conv2d(ones, torch.ones(1, 1, 3, 3), **pairs)
+    assert geometry.output == product.shape[2:]
+    assert geometry.macs == 2 * 7 * 3 * 9 * product.numel()
+    # Of the middle column, which no border at the sides reaches.
+    inside = functional.conv2d(ones, torch.ones(1, 1, 3, 1), **(pairs | {"padding": (2, 0)}))
+    assert geometry.macs_inside == 2 * 7 * 3 * 3 * int(inside.sum())
 
 
 @pytest.mark.usefixtures("only_tiny")
