@@ -59,7 +59,7 @@ def _reference(artifact: Artifact, threads: int | None) -> Runtime:
 
 
 RUNTIMES: Final[Mapping[str, Callable[[Artifact, int | None], Runtime]]] = MappingProxyType(
-    {"reference": _reference, "cpu": _cpu}
+    {"cpu": _cpu, "reference": _reference}
 )
 
 

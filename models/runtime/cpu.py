@@ -16,7 +16,7 @@ from models.artifact import Artifact
 from models.cores import usable_cores
 from models.runtime.arena import place
 from models.runtime.compilation import compile_plan
-from models.runtime.kernel_choice import ChooseKernel, MeasuredKernels, with_kernels
+from models.runtime.kernel_choice import ChooseKernel, measured_kernels, with_kernels
 from models.runtime.native import NativeError, NativeLibrary, Status, library
 from store.errors import Unavailable
 
@@ -62,9 +62,11 @@ class CpuRuntime:
         self._output_shape = artifact.plan.output_shape
         program = compile_plan(artifact.plan, artifact.tensors)
         arena = place(program)
-        measured = MeasuredKernels(native, self.kernels, self.threads)
-        program = with_kernels(program, choose_kernel or measured)
-        measured.save()
+        if choose_kernel is None:
+            with measured_kernels(native, self.kernels, self.threads) as measured:
+                program = with_kernels(program, measured)
+        else:
+            program = with_kernels(program, choose_kernel)
         images = max(1, min(_MOST_IMAGES, activation_bytes // max(arena.bytes, 1)))
         try:
             self._program = native.create(program, arena, self.kernels, self.threads, images)

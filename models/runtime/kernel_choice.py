@@ -17,7 +17,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -55,11 +55,18 @@ def with_kernels(program: FlatProgram, choose: ChooseKernel) -> FlatProgram:
     return replace(program, steps=tuple(steps))
 
 
-class MeasuredKernels:
-    """Chooses the kernel that was fastest when it was measured, on this machine or now.
+@contextlib.contextmanager
+def measured_kernels(
+    library: NativeLibrary, kernel_set: str, threads: int
+) -> Iterator["MeasuredKernels"]:
+    """Choose by measurement; what was measured is in the cache afterwards."""
+    chosen = MeasuredKernels(library, kernel_set, threads)
+    yield chosen
+    chosen.save()
 
-    ``save`` writes what was measured to the cache.
-    """
+
+class MeasuredKernels:
+    """Chooses the kernel that was fastest when it was measured, on this machine or now."""
 
     def __init__(self, library: NativeLibrary, kernel_set: str, threads: int) -> None:
         self._library = library

@@ -8,7 +8,7 @@ import pytest
 
 from models.runtime import kernel_choice
 from models.runtime.flat_program import FlatProgram, Kind, Step, Type, Value
-from models.runtime.kernel_choice import MeasuredKernels, cache_folder, with_kernels
+from models.runtime.kernel_choice import cache_folder, measured_kernels, with_kernels
 
 SOURCE = Value(64, 8, 8, Type.U8)
 
@@ -47,10 +47,8 @@ def product(**members):
 
 
 def choose(library, step=None, source=SOURCE, threads=1):
-    chosen = MeasuredKernels(library, "avx512", threads)
-    kernel = chosen(step or product(), source)
-    chosen.save()
-    return kernel
+    with measured_kernels(library, "avx512", threads) as chosen:
+        return chosen(step or product(), source)
 
 
 @pytest.mark.parametrize(("seconds", "fastest"), [([1, 2], 0), ([2, 1], 1), ([-1, 1], 1)])
@@ -67,7 +65,8 @@ def test_a_shape_is_measured_once_within_a_program(library_file):
     program = FlatProgram(
         (SOURCE, SOURCE), (Step(Kind.INPUT, out_u8=0), product(), product(), product(groups=2))
     )
-    chosen = with_kernels(program, MeasuredKernels(library, "avx512", 1))
+    with measured_kernels(library, "avx512", 1) as measured:
+        chosen = with_kernels(program, measured)
     assert [step.kernel for step in chosen.steps] == [-1, 1, 1, 1]
     assert library.timed == [0, 1, 0, 1]
 

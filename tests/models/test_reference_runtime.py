@@ -315,12 +315,12 @@ def test_memory_is_bounded_by_the_budgets_and_not_by_depth_or_batch():
 
 
 def test_resident_bytes_are_those_of_the_packed_tensors(small_artifact):
-    runtime = load(small_artifact)
+    runtime = ReferenceRuntime(small_artifact)
     assert runtime.resident_bytes == small_artifact.packed_bytes + 256 * 8 * 4
 
 
 def test_input_of_another_shape_or_dtype_is_an_error(small_artifact):
-    runtime = load(small_artifact)
+    runtime = ReferenceRuntime(small_artifact)
     for x in (torch.zeros(1, 3, 8, 9), torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8).double()):
         with pytest.raises(ValueError, match="float32"):
             runtime.run(x)
@@ -337,4 +337,4 @@ def test_runtimes_are_chosen_by_name_and_never_swapped(small_artifact):
 
 def test_result_carries_no_gradient(small_artifact, small_images):
     x = small_images.clone().requires_grad_()
-    assert not load(small_artifact).run(x).requires_grad
+    assert not ReferenceRuntime(small_artifact).run(x).requires_grad
