@@ -146,7 +146,7 @@ def kernel_set(name: str | None = None) -> str:
 def _refusal(error: NativeError) -> Exception:
     if error.status == Status.UNSUPPORTED:
         return Unavailable(
-            f"The runtime 'cpu' cannot run this network: {error}.",
+            f"The runtime 'cpu' cannot run this network. {error}",
             field="runtime",
             remedy="Use the runtime 'reference'.",
         )

@@ -46,8 +46,8 @@ _WIDE_EXTREMES = (*_EXTREMES, 1 << 31, 1 << 32, 1 << 62, (1 << 63) - 1, -(1 << 6
 def damaged_artifacts(seed):
     """One artifact with a few bytes, or a few members of its plan, changed."""
     rng = random.Random(seed)
-    plan, tensors = random_plan(seed % 50, rounded=seed % 3 > 0, nodes=6)
     if rng.random() < 0.5:
+        plan, tensors = random_plan(seed % 200, rounded=seed % 3 > 0, nodes=6)
         plan = changed_plan(plan, rng)
         if sum(prod(spec.shape) for spec in plan.tensors.values()) > _MOST_WORK:
             return False
@@ -58,17 +58,28 @@ def damaged_artifacts(seed):
             for name, spec in plan.tensors.items()
         }
         return run(SimpleNamespace(plan=plan, tensors=tensors))
-    channels = plan.input_shape[0]
-    if channels not in (1, 3) or len(plan.output_shape) != 1:
-        return False
-    labels = tuple(map(str, range(plan.output_shape[0])))
-    spec = InputSpec(*plan.input_shape, (0.0,) * channels, (1.0,) * channels)
-    data = bytearray(artifacts.encode(artifacts.Artifact(plan, tensors, spec, labels, {}, {})))
+    data = bytearray(some_artifact(seed % 200))
+    header = int.from_bytes(data[:8], "little") + 8
+    in_tensors = rng.random() < 0.5
     for _ in range(rng.randint(1, 4)):
-        data[rng.randrange(len(data))] = rng.randrange(256)
+        place = rng.randrange(header, len(data)) if in_tensors else rng.randrange(header)
+        data[place] = rng.randrange(256)
     if rng.random() < 0.2:
         del data[rng.randrange(len(data)) :]
     return run(artifacts.decode(bytes(data)))
+
+
+def some_artifact(seed):
+    """Return an artifact's bytes; only some plans are for images, with a vector as the result."""
+    while True:
+        plan, tensors = random_plan(seed, rounded=seed % 3 > 0, nodes=6)
+        if plan.input_shape[0] in (1, 3) and len(plan.output_shape) == 1 and tensors:
+            break
+        seed += 1000
+    channels = plan.input_shape[0]
+    labels = tuple(map(str, range(plan.output_shape[0])))
+    spec = InputSpec(*plan.input_shape, (0.0,) * channels, (1.0,) * channels)
+    return artifacts.encode(artifacts.Artifact(plan, tensors, spec, labels, {}, {}))
 
 
 def changed_plan(plan, rng):
