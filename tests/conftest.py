@@ -41,6 +41,14 @@ def _postgres_database(server: sa.Engine, template: str = "template1") -> Iterat
             connection.execute(sa.text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _kernel_choices_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what the CPU runtime remembers apart from what it knows of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITPRESS_CACHE_DIR", str(tmp_path_factory.mktemp("kernel-choices")))
+        yield
+
+
 def _text(url: sa.URL) -> str:
     return url.render_as_string(hide_password=False)
 
@@ -201,6 +209,7 @@ def start_worker() -> Iterator[StartWorker]:
             "data_dir": data_dir,
             "database_url": database_url,
             "worker_threads": 1,
+            "cache_dir": os.environ["BITPRESS_CACHE_DIR"],
             "queue_poll_s": 0.1,
             "lease_beat_s": 0.2,
             "lease_ttl_s": 1.0,
