@@ -1,6 +1,7 @@
 """``python -m benchmarks.cpu``: rivals run the same network, and every figure has its name."""
 
 import json
+import os
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -22,6 +23,7 @@ from models.lowering import lower
 from models.plan import INPUT
 from models.preprocessing import InputSpec
 from models.runtime.flat_program import Type
+from models.runtime.kernel_choice import CACHE_DIR_VARIABLE, cache_folder
 from models.runtime.reference import ReferenceRuntime
 from store.errors import Unavailable
 
@@ -194,6 +196,17 @@ def test_figures_have_the_names_that_they_are_known_by(
     assert figures["tiny.ort_int8_agreement"] > 0.8
     printed = capsys.readouterr().out
     assert "1 thread, batches of 3" in printed
+
+
+def test_kernels_are_chosen_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_DIR_VARIABLE, "/somewhere")
+    with cpu.choices_made_here(tmp_path):
+        assert cache_folder().parent == tmp_path
+    assert cache_folder() == Path("/somewhere")
+    monkeypatch.delenv(CACHE_DIR_VARIABLE)
+    with cpu.choices_made_here(tmp_path):
+        assert cache_folder().parent == tmp_path
+    assert CACHE_DIR_VARIABLE not in os.environ
 
 
 @pytest.mark.slow
