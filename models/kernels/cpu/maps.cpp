@@ -1,4 +1,5 @@
-// Steps that move numbers: into and out of the program, and within it.
+// Steps that move numbers: into and out of the program, and within it. They use memmove, as values of
+// a program that its maker got wrong may overlap.
 #include <string.h>
 
 #include <algorithm>
@@ -77,7 +78,7 @@ class Planes : public Step {
         const Number* from = in_.at<const Number>(batch) + image * in_.numbers();
         Number* to = out + image * in_.numbers();
         if (pixels == 1) {
-          memcpy(to, from, static_cast<size_t>(channels) * sizeof(Number));
+          memmove(to, from, static_cast<size_t>(channels) * sizeof(Number));
           continue;
         }
         for (int64_t p = 0; p < pixels; ++p) {
@@ -136,8 +137,8 @@ class Copy final : public Step {
         const uint8_t* from = in_.at<const uint8_t>(batch) + y * in_.width * in_pixel;
         uint8_t* to = out_.at<uint8_t>(batch) + row * out_.width * out_pixel + channel_ * number;
         for (int64_t x = 0; x < out_.width; ++x) {
-          memcpy(to + x * out_pixel, from + x * stride_columns_ * in_pixel,
-                 static_cast<size_t>(in_pixel));
+          memmove(to + x * out_pixel, from + x * stride_columns_ * in_pixel,
+                  static_cast<size_t>(in_pixel));
         }
       }
     }
