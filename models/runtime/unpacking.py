@@ -30,6 +30,10 @@ def unpack_filters(rows: Tensor, shape: tuple[int, ...], table: Tensor) -> Tenso
     if len(shape) == 2:
         return flat
     filters, channels, height, width = shape
+    if channels == 1:
+        # Either order is the same memory; but told that this is channels last, oneDNN (seen in
+        # torch 2.13) takes the wrong rows of maps of one channel where strides differ.
+        return flat.reshape(filters, 1, height, width)
     return flat.reshape(filters, height, width, channels).permute(0, 3, 1, 2)
 
 
