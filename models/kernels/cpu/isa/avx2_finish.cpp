@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "avx2_kernels.h"
-#include "avx2_tiles.h"
+#include "avx2_registers.h"
 
 namespace bitpress {
 namespace {

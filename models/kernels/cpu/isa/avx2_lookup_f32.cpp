@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "avx2_kernels.h"
-#include "avx2_tiles.h"
+#include "avx2_registers.h"
 
 namespace bitpress {
 namespace {
@@ -14,12 +14,13 @@ constexpr int kGroupBytes = 32;
 constexpr int kLanes = 8;
 constexpr int kVectors = 4;
 
-// Entry i is x[3] and, for c below 3, x[c] where bit c of i is set, -x[c] elsewhere.
+// Entry i is x[3] and, for c below 3, -x[c] where bit c of i is set, x[c] elsewhere.
 inline void make_table(const float* x, float* out) {
   const __m256 minus = _mm256_set1_ps(-0.0f);
-  const __m256 sign0 = _mm256_setr_ps(-0.0f, 0, -0.0f, 0, -0.0f, 0, -0.0f, 0);
-  const __m256 sign1 = _mm256_setr_ps(-0.0f, -0.0f, 0, 0, -0.0f, -0.0f, 0, 0);
-  const __m256 sign2 = _mm256_blend_ps(minus, _mm256_setzero_ps(), 0xF0);
+  const __m256 zero = _mm256_setzero_ps();
+  const __m256 sign0 = _mm256_blend_ps(zero, minus, 0xAA);
+  const __m256 sign1 = _mm256_blend_ps(zero, minus, 0xCC);
+  const __m256 sign2 = _mm256_blend_ps(zero, minus, 0xF0);
   const __m256 a = _mm256_xor_ps(_mm256_broadcast_ss(x), sign0);
   const __m256 b = _mm256_xor_ps(_mm256_broadcast_ss(x + 1), sign1);
   const __m256 c = _mm256_xor_ps(_mm256_broadcast_ss(x + 2), sign2);
@@ -42,21 +43,24 @@ void prepare(const void* in, int64_t pitch, int64_t pixels, int64_t channels, vo
   }
 }
 
-// To the number +1 or -1 with the index in the lowest bits.
+// To a number whose sign and exponent are those of +1 or -1, with the index in the lowest bits and
+// anything between. VPERMPS and the loop below take no notice of the rest.
 void expand(const void* weights, int vectors, int64_t groups, void* panel) {
   const uint8_t* from = static_cast<const uint8_t*>(weights);
   __m256i* to = static_cast<__m256i*>(panel);
   const __m256i places = _mm256_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0);
+  const __m256i minus_one = _mm256_castps_si256(_mm256_set1_ps(-1.0f));
+  const __m256i not_exponent = _mm256_set1_epi32(static_cast<int32_t>(0x807FFFFF));
   for (int64_t i = 0; i < groups * vectors; i++) {
     int32_t word;
     memcpy(&word, from + i * 4, sizeof word);
     const __m256i bits = _mm256_sllv_epi32(_mm256_set1_epi32(word), places);
-    const __m256i opposite = _mm256_xor_si256(_mm256_srai_epi32(bits, 31), _mm256_set1_epi32(-1));
-    const __m256i index = _mm256_and_si256(
-        _mm256_xor_si256(_mm256_srli_epi32(bits, 28), opposite), _mm256_set1_epi32(7));
-    const __m256i sign = _mm256_slli_epi32(opposite, 31);
-    const __m256i one = _mm256_castps_si256(_mm256_set1_ps(1.0f));
-    _mm256_storeu_si256(to + i, _mm256_or_si256(_mm256_or_si256(sign, one), index));
+    // Where the last number counts as negative, the sum wanted is entry `bits` times -1. Where its
+    // bit, and so every bit of `positive`, is set, it is the entry of all bits turned over.
+    const __m256i positive = _mm256_srai_epi32(bits, 31);
+    const __m256i index = _mm256_xor_si256(_mm256_srli_epi32(bits, 28), positive);
+    _mm256_storeu_si256(to + i,
+                        _mm256_xor_si256(_mm256_and_si256(index, not_exponent), minus_one));
   }
 }
 

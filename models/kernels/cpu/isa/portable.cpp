@@ -2,14 +2,14 @@
 #include "../kernel_set.h"
 #include "ceiling.h"
 #include "pooling.h"
+#include "portable_expand_i16.h"
 #include "portable_finish.h"
-#include "portable_lookup.h"
 #include "portable_multiply.h"
 
 namespace bitpress {
 namespace {
 
-const ProductKernel* const kProducts[] = {&kLookupI16, &kLookupF32, &kMultiplyF32, nullptr};
+const ProductKernel* const kProducts[] = {&kExpandI16, &kExpandF32, &kMultiplyF32, nullptr};
 
 double ceiling(const char* kernel) { return ceiling_of(kProducts, kernel); }
 

@@ -1,7 +1,7 @@
 // What follows a product, stage by stage on a few channels at a time: each stage is a loop that the
 // compiler can vectorise, with one operation, rounded once.
 //
-// Only this directory's portable.cpp includes this file, so that everything has internal linkage.
+// Only portable.cpp includes this file, so that everything has internal linkage.
 #pragma once
 #include "../kernel_set.h"
 

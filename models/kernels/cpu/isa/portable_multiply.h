@@ -1,63 +1,104 @@
-// Products of float32 weights, in plain C++ that the compiler turns into SIMD along the filters.
+// Products with float32, in vectors of gcc and clang. Weights that are bits become +1 and -1.
 //
-// Only this directory's portable.cpp includes this file, so that everything has internal linkage.
+// Only portable.cpp includes this file, so that everything has internal linkage.
 #pragma once
-#include <string.h>
-
-#include "../kernel_set.h"
+#include "portable_vectors.h"
 
 namespace bitpress {
 namespace {
 
-constexpr int kMultiplyLanes = 8;
-constexpr int kMultiplyVectors = 4;
-
 // A group is one number: the prepared row is the row, without the gaps between pixels.
 void prepare_numbers(const void* in, int64_t pitch, int64_t pixels, int64_t channels, void* out,
                      int32_t*) {
-  for (int64_t p = 0; p < pixels; p++) {
-    memcpy(static_cast<float*>(out) + p * channels, static_cast<const float*>(in) + p * pitch,
+  float* to = static_cast<float*>(out);
+  for (int64_t p = 0; p < pixels; p++, to += channels) {
+    memcpy(to, static_cast<const float*>(in) + p * pitch,
            static_cast<size_t>(channels) * sizeof(float));
   }
 }
 
-// Some pixels and one vector of filters. Each sum is added up in the order of the groups, so that
-// it does not depend on the pixels that it is computed with.
-template <int kPixels>
-void multiply_block(const Window& window, int64_t pixel_byte, const float* weights,
-                    int64_t weights_pitch, float* sums, int64_t sums_pitch, bool accumulate) {
-  float block[kPixels][kMultiplyLanes] = {};
-  if (accumulate) {
-    for (int p = 0; p < kPixels; p++) memcpy(block[p], sums + p * sums_pitch, sizeof block[p]);
+// For bits, whose words are of eight groups.
+void prepare_numbers_of_words(const void* in, int64_t pitch, int64_t pixels, int64_t channels,
+                              void* out, int32_t* sums) {
+  prepare_numbers(in, pitch, pixels, channels, out, sums);
+  memset(static_cast<float*>(out) + pixels * channels, 0, (kWordBits - 1) * sizeof(float));
+}
+
+struct MultiplyBlock {
+  using Sum = float;
+  static constexpr int kLanes = 4;
+  static constexpr int kVectorBytes = 16;
+  static constexpr int kChunk = 128;
+  static constexpr int kMostVectors = 4;
+  static constexpr int most_vectors(int) { return kMostVectors; }
+  static constexpr int most_pixels(int vectors) { return vectors <= 2 ? 4 : 3; }
+
+  // Each sum is added up in the order of the groups, so that it does not depend on the tile.
+  template <int P, int F>
+  static void run(const Tile& tile) {
+    float* const to = static_cast<float*>(tile.sums);
+    F32x4 sums[P][F] = {};
+    if (tile.accumulate) {
+      for (int p = 0; p < P; p++) memcpy(sums[p], to + p * tile.sums_pitch, sizeof sums[p]);
+    }
+    const uint8_t* weights = tile.weights;
+    const int64_t pixel_bytes = tile.window->pixel_bytes;
+    Stretch stretch(tile, sizeof(float));
+    const uint8_t* numbers;
+    while (const int64_t groups = stretch.next(numbers)) {
+      for (int64_t g = 0; g < groups; g++) {
+        F32x4 w[F];
+        BITPRESS_UNROLL
+        for (int f = 0; f < F; f++) w[f] = load<F32x4>(weights + f * kVectorBytes);
+        BITPRESS_UNROLL
+        for (int p = 0; p < P; p++) {
+          const float x = *reinterpret_cast<const float*>(numbers + p * pixel_bytes);
+          BITPRESS_UNROLL
+          for (int f = 0; f < F; f++) sums[p][f] += x * w[f];
+        }
+        numbers += sizeof(float);
+        weights += tile.group_pitch;
+      }
+    }
+    for (int p = 0; p < P; p++) memcpy(to + p * tile.sums_pitch, sums[p], sizeof sums[p]);
   }
-  for (int64_t s = 0; s < window.segments; s++) {
-    const uint8_t* row = window.rows[s] + pixel_byte;
-    for (int64_t g = 0; g < window.groups; g++, weights += weights_pitch) {
-      for (int p = 0; p < kPixels; p++) {
-        const float x = reinterpret_cast<const float*>(row + p * window.pixel_bytes)[g];
-        for (int f = 0; f < kMultiplyLanes; f++) block[p][f] += x * weights[f];
+};
+
+constexpr int kMultiplyVectors = 8;
+
+// A word is the bits of eight channels for one filter.
+void expand_to_signs(const void* weights, int vectors, int64_t groups, void* panel) {
+  const uint8_t* words = static_cast<const uint8_t*>(weights);
+  uint8_t* signs = static_cast<uint8_t*>(panel);
+  const int64_t pitch = vectors * MultiplyBlock::kVectorBytes;
+  for (int64_t left = groups; left > 0; left -= kWordBits, signs += kWordBits * pitch) {
+    const int64_t bits = left < kWordBits ? left : kWordBits;
+    for (int v = 0; v < vectors; v++, words += MultiplyBlock::kLanes) {
+      U32x4 unset = ~__builtin_convertvector(load<U8x4>(words), U32x4);
+      for (int64_t g = 0; g < bits; g++, unset >>= 1) {
+        const U32x4 number = (unset & 1) << 31 | 0x3F800000u;  // 1, or -1
+        store(signs + g * pitch + v * MultiplyBlock::kVectorBytes, number);
       }
     }
   }
-  for (int p = 0; p < kPixels; p++) memcpy(sums + p * sums_pitch, block[p], sizeof block[p]);
 }
 
-void multiply_numbers(const Window& window, const void* weights, int vectors, int pixels,
-                      void* sums, int64_t sums_pitch, bool accumulate) {
-  const int64_t pitch = vectors * kMultiplyLanes;
-  for (int v = 0; v < vectors; v++) {
-    const float* panel = static_cast<const float*>(weights) + v * kMultiplyLanes;
-    float* to = static_cast<float*>(sums) + v * kMultiplyLanes;
-    int64_t at = window.first_byte;
-    int p = 0;
-    for (; p + 4 <= pixels; p += 4, at += 4 * window.pixel_bytes) {
-      multiply_block<4>(window, at, panel, pitch, to + p * sums_pitch, sums_pitch, accumulate);
-    }
-    for (; p < pixels; p++, at += window.pixel_bytes) {
-      multiply_block<1>(window, at, panel, pitch, to + p * sums_pitch, sums_pitch, accumulate);
-    }
-  }
-}
+const ProductKernel kExpandF32 = {
+    "expand_f32",
+    BP_F32,
+    true,
+    1,
+    sizeof(float),
+    kWordBits,
+    kWordBits,
+    MultiplyBlock::kLanes,
+    kMultiplyVectors,
+    false,
+    prepare_numbers_of_words,
+    expand_to_signs,
+    sizeof(float),
+    multiply_in_tiles<MultiplyBlock>,
+};
 
 const ProductKernel kMultiplyF32 = {
     "multiply_f32",
@@ -67,13 +108,13 @@ const ProductKernel kMultiplyF32 = {
     sizeof(float),
     1,
     32,
-    kMultiplyLanes,
+    MultiplyBlock::kLanes,
     kMultiplyVectors,
     false,
     prepare_numbers,
     nullptr,
     0,
-    multiply_numbers,
+    multiply_in_tiles<MultiplyBlock>,
 };
 
 }  // namespace

@@ -1,19 +1,14 @@
 // Cuts one call of multiply into tiles: chunks of groups whose weights stay in the first-level
 // cache for all pixels, and in each the pixels and filters whose sums fit the registers.
+//
+// Included by source files of several instruction sets, with internal linkage.
 #pragma once
-#include <immintrin.h>
-
 #include "../kernel_set.h"
 
 namespace bitpress {
 namespace {
 
 #define BITPRESS_UNROLL _Pragma("GCC unroll 8")
-
-// Hides from the compiler what is in a register. Else gcc loads what several shuffles share once
-// for each of them, and adds in an order that keeps more numbers than there are registers.
-inline __attribute__((always_inline)) void keep(__m256i& v) { asm("" : "+x"(v)); }
-inline __attribute__((always_inline)) void keep(__m256& v) { asm("" : "+x"(v)); }
 
 // Sums of some pixels and filters over `count` groups from group `group` of segment `segment` on.
 struct Tile {
