@@ -14,6 +14,10 @@ namespace {
 // own, for which the registers do not suffice, and loads again for each use what is to be loaded once.
 inline void pin(__m512i& number) { asm("" : "+v"(number)); }
 inline void pin(__m512& number) { asm("" : "+v"(number)); }
+inline void pin(__m128i& number) { asm("" : "+v"(number)); }
+
+// x + y, to the bit, on the ports of multiplications: for where those of additions are busy.
+inline __m512 added(__m512 x, __m512 y) { return _mm512_fmadd_ps(x, _mm512_set1_ps(1.0f), y); }
 
 }  // namespace
 }  // namespace bitpress

@@ -58,13 +58,6 @@ struct Block {
 
   static constexpr int most_pixels(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 16; }
 
-  // Both give the same: x * 1 is exact. But they run on different ports, so that half of the sums
-  // taken in this way do not wait for the other half.
-  template <bool kFused>
-  static inline __m512 add(__m512 sum, __m512 x) {
-    return kFused ? _mm512_fmadd_ps(x, _mm512_set1_ps(1.0f), sum) : _mm512_add_ps(sum, x);
-  }
-
   // One group: its look-ups, and the next group's bits moved to where they are looked up.
   template <int P, int F>
   static inline void look_up(__m512 (&sum)[P][F], __m512i (&index)[F], const uint8_t* table,
@@ -76,7 +69,8 @@ struct Block {
 #pragma GCC unroll 4
       for (int f = 0; f < F; ++f) {
         const __m512 found = _mm512_permutexvar_ps(index[f], entries);
-        sum[p][f] = (p + f) % 2 == 0 ? add<false>(sum[p][f], found) : add<true>(sum[p][f], found);
+        sum[p][f] =
+            (p + f) % 2 == 0 ? _mm512_add_ps(sum[p][f], found) : added(found, sum[p][f]);
         pin(sum[p][f]);
       }
     }

@@ -24,7 +24,9 @@ namespace {
 // and those so small or large that something could underflow, by VDIVPS.
 struct Quantizer {
   bool one_bit, reciprocal;
-  __m512 low, step;   // or, for one bit, low + step / 2
+  bool cut;  // the greatest code is less than 255
+  __m512 minus_low, step;
+  __m512 middle;  // of the codes of one bit
   __m512 r, e;
   __m512i greatest;
 };
@@ -32,10 +34,12 @@ struct Quantizer {
 inline Quantizer quantizer_of(const Finish& finish) {
   Quantizer q;
   q.one_bit = finish.bits == 1;
+  q.cut = finish.bits < 8;
   uint32_t bits;
   memcpy(&bits, &finish.step, sizeof bits);
   q.reciprocal = (bits & 0xF) == 0 && finish.step >= 0x1p-60f && finish.step <= 0x1p60f;
-  q.low = _mm512_set1_ps(q.one_bit ? finish.low + finish.step / 2 : finish.low);
+  q.minus_low = _mm512_set1_ps(-finish.low);
+  q.middle = _mm512_set1_ps(finish.low + finish.step / 2);
   q.step = _mm512_set1_ps(finish.step);
   const float r = 1.0f / finish.step;
   q.r = _mm512_set1_ps(r);
@@ -46,16 +50,31 @@ inline Quantizer quantizer_of(const Finish& finish) {
   return q;
 }
 
-inline __m128i codes_of(const Quantizer& q, __m512 x) {
-  if (q.one_bit)
-    return _mm_maskz_set1_epi8(_mm512_cmp_ps_mask(x, q.low, _CMP_GE_OQ), 1);
+template <int P>
+inline void codes_of(const Quantizer& q, bool from_zero, const __m512 (&x)[P], __m128i (&codes)[P]) {
+  if (q.one_bit) {
+    for (int p = 0; p < P; ++p)
+      codes[p] = _mm_maskz_set1_epi8(_mm512_cmp_ps_mask(x[p], q.middle, _CMP_GE_OQ), 1);
+    return;
+  }
+  __m512 t[P], quotient[P];
   // VMAXPS gives its second operand where one is NaN. Below 0, q is 0 as at 0.
-  const __m512 t = _mm512_max_ps(_mm512_sub_ps(x, q.low), _mm512_setzero_ps());
-  const __m512 quotient = q.reciprocal ? _mm512_fmadd_ps(t, q.r, _mm512_mul_ps(t, q.e))
-                                       : _mm512_div_ps(t, q.step);
-  // What is too large, infinity, or NaN for want of range becomes 2^32 - 1.
-  const __m512i level = _mm512_cvttps_epu32(_mm512_add_ps(quotient, _mm512_set1_ps(0.5f)));
-  return _mm512_cvtusepi32_epi8(_mm512_min_epu32(level, q.greatest));
+  for (int p = 0; p < P; ++p)
+    t[p] = _mm512_max_ps(from_zero ? x[p] : added(x[p], q.minus_low), _mm512_setzero_ps());
+  if (q.reciprocal) {
+    for (int p = 0; p < P; ++p)
+      quotient[p] = _mm512_fmadd_ps(t[p], q.r, _mm512_mul_ps(t[p], q.e));
+  } else {
+    for (int p = 0; p < P; ++p) quotient[p] = _mm512_div_ps(t[p], q.step);
+  }
+  for (int p = 0; p < P; ++p) {
+    // What is too large, infinity, or NaN for want of range becomes 2^32 - 1.
+    __m512i level = _mm512_cvttps_epu32(added(quotient[p], _mm512_set1_ps(0.5f)));
+    if (q.cut) level = _mm512_min_epu32(level, q.greatest);
+    codes[p] = _mm512_cvtusepi32_epi8(level);
+    // Else gcc makes one instruction of this and a store under a mask, a slow one.
+    pin(codes[p]);
+  }
 }
 
 }  // namespace
