@@ -37,6 +37,9 @@ Finishing::Finishing(const KernelSet& set, const bp_step& step, int64_t channels
   finish_.activation_low = step.activation_low;
   finish_.activation_high = step.activation_high;
   finish_.pitch = channels;
+  finish_.step = 1;
+  finish_.bits = 8;
+  if (!out_u8.given()) return;  // a step that makes no codes may say anything about them
   finish_.low = step.low;
   finish_.step = step.step;
   finish_.bits = step.bits;

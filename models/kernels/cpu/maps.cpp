@@ -36,10 +36,7 @@ class Input final : public Step {
       if (taken.empty()) return;
       for (int64_t row = taken.begin; row < taken.end; ++row) {
         const int64_t image = row / out_.height, y = row % out_.height;
-        for (int64_t c = 0; c < channels; ++c) {
-          const float* from = batch.x + ((image * channels + c) * out_.height + y) * width;
-          for (int64_t x = 0; x < width; ++x) line[x * channels + c] = from[x];
-        }
+        interleave(batch.x + (image * channels * out_.height + y) * width, line);
         Finish finish = finishing_.at(batch, row * width, 0);
         finish.sums = line;
         finish.sums_pitch = channels;
@@ -53,6 +50,24 @@ class Input final : public Step {
   }
 
  private:
+  // A row of the map, whose channels begin at from[0], from[plane], from[2 * plane], ...
+  void interleave(const float* from, float* line) const {
+    const int64_t plane = out_.pixels(), width = out_.width, channels = out_.channels;
+    if (channels == 3) {  // as of all pictures: worth a loop of its own
+      const float* green = from + plane;
+      const float* blue = green + plane;
+      for (int64_t x = 0; x < width; ++x) {
+        line[3 * x] = from[x];
+        line[3 * x + 1] = green[x];
+        line[3 * x + 2] = blue[x];
+      }
+      return;
+    }
+    for (int64_t c = 0; c < channels; ++c, from += plane) {
+      for (int64_t x = 0; x < width; ++x) line[x * channels + c] = from[x];
+    }
+  }
+
   Slot out_;
   Finishing finishing_;
 };
