@@ -15,6 +15,8 @@ constexpr int64_t kNearBytes = 24 << 10;
 constexpr int64_t kFarBytes = 448 << 10;
 // Sums of a tile that is added up in parts.
 constexpr int64_t kSumsBytes = 256 << 10;
+// Weights of blocks that are worked on in turn.
+constexpr int64_t kPanelsBytes = 64 << 10;
 // Where weights are expanded or are float32, as many pixels in a tile: expanding them costs what
 // about eight pixels cost.
 constexpr int64_t kTilePixels = 224;
@@ -213,9 +215,24 @@ Tiling tiling_of(const Geometry& g, const ProductKernel& kernel, int64_t bases) 
   size_tiles(t, g, kernel, bases);
 
   t.deferred = t.slices > 1 || t.parts.size() > 1 || (kernel.expand != nullptr && bases > 1);
-  const int64_t block_sums = bases * t.tile_rows * t.row_pixels * t.block_filters * 4;
-  t.blocks_at_once =
-      t.slices == 1 ? 1 : std::clamp<int64_t>(kSumsBytes / block_sums, 1, t.blocks);
+  t.panel_bytes = 0;
+  for (const Part& part : t.parts) {
+    t.panel_bytes = std::max(
+        t.panel_bytes, round_up(bytes_of(part.segments * part.groups,
+                                         t.block_filters * kernel.expanded_bytes), kAlignment));
+  }
+  if (kernel.expand == nullptr) t.panel_bytes = 0;
+  t.blocks_at_once = 1;
+  if (t.slices > 1) {
+    const int64_t block_sums = bases * t.tile_rows * t.row_pixels * t.block_filters * 4;
+    t.blocks_at_once = std::clamp<int64_t>(kSumsBytes / block_sums, 1, t.blocks);
+  } else if (!t.deferred && kernel.expand != nullptr) {
+    t.blocks_at_once = std::clamp<int64_t>(kPanelsBytes / t.panel_bytes, 1, t.blocks);
+  } else if (!t.deferred) {
+    const int64_t block_weights = bases * t.segments *
+                                  packed_bytes(kernel, t.segment_groups, t.block_filters);
+    t.blocks_at_once = std::clamp<int64_t>(kPanelsBytes / block_weights, 1, t.blocks);
+  }
   return t;
 }
 

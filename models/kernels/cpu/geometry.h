@@ -61,7 +61,10 @@ struct Tiling {
   std::vector<Part> parts;
 
   int64_t block_filters, blocks;  // blocks of a group of filters
-  int64_t blocks_at_once;         // whose sums are kept while slices are added up
+  // Blocks whose sums are kept while slices are added up; or that are worked on in turn for each
+  // chunk of pixels.
+  int64_t blocks_at_once;
+  int64_t panel_bytes;  // for the expanded weights of a block, or of the largest part of it
   bool deferred;  // sums of a whole tile are completed before the first is finished
 };
 

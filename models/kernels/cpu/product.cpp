@@ -72,14 +72,10 @@ class Product::Worker {
         prepared_(product.geometry_, product.tiling_, product.kernel_, product.border_, layout) {
     const int64_t pixels = t_.deferred ? t_.tile_rows * t_.row_pixels : kMaxPixels;
     plane_ = pixels * t_.block_filters;
-    const int64_t planes = bytes_of(t_.deferred ? t_.blocks_at_once : 1, p_.bases_);
+    const int64_t planes = bytes_of(t_.slices > 1 ? t_.blocks_at_once : 1, p_.bases_);
     sums_ = layout.take<int32_t>(bytes_of(planes, plane_) + kSpareSums);
-    int64_t panel = 0;
-    for (const Part& part : t_.parts) {
-      panel = std::max(panel, bytes_of(part.segments * part.groups,
-                                       t_.block_filters * kernel_.expanded_bytes));
-    }
-    panel_ = layout.take<uint8_t>(kernel_.expand == nullptr ? 0 : panel);
+    panel_bytes_ = t_.panel_bytes;
+    panels_ = layout.take<uint8_t>(bytes_of(t_.blocks_at_once, panel_bytes_));
     rows_ = layout.take<Row>(t_.tile_rows);
     segments_ = layout.take<const uint8_t*>(t_.tile_rows * t_.segments);
     window_sums_ = layout.take<int32_t>(t_.tile_rows * t_.row_pixels);
@@ -109,12 +105,12 @@ class Product::Worker {
         continue;
       }
       for (int64_t i = 0; i < row_count_; ++i) prepare(i);
-      for (int64_t b = first_block; b < end_block; ++b) {
+      for (int64_t b = first_block; b < end_block; b += t_.blocks_at_once) {
         if (t_.deferred) {
           add_parts(b);
           for (int64_t i = 0; i < row_count_; ++i) finish_row(b, i, sums_);
         } else {
-          multiply_and_finish(b);
+          multiply_and_finish(b, std::min(end_block, b + t_.blocks_at_once));
         }
       }
     }
@@ -229,42 +225,59 @@ class Product::Worker {
     }
   }
 
-  // All there is of the sum at once: a chunk's sums are finished while they are near.
-  void multiply_and_finish(int64_t block) {
-    const int count = vectors(block);
-    const int64_t pitch = int64_t{count} * kernel_.lanes;
-    const Part& part = t_.parts[0];
-    if (kernel_.expand != nullptr) expand(part, weights_of(0, block, part, count), count);
+  // All there is of the sum at once: a chunk's sums are finished while they are near, those of some
+  // blocks in turn, so that what goes with the results to memory and comes from there, whole pixels
+  // side by side, is one stream and not one for each block.
+  void multiply_and_finish(int64_t first_block, int64_t end_block) {
+    if (kernel_.expand != nullptr) expand_blocks(first_block, end_block);
     for (int64_t i = 0; i < row_count_; ++i) {
       const Row& row = rows_[i];
-      const int64_t segments = row.end_segment - row.first_segment;
       const int64_t chunk = chunk_of(row.pixels);
       for (int64_t x = 0; x < row.pixels; x += chunk) {
         const int64_t pixels = std::min(chunk, row.pixels - x);
-        const Window window{row.segments + row.first_segment, x * pixel_step(), pixel_step(),
-                            segments, t_.segment_groups};
-        for (int64_t basis = 0; basis < p_.bases_; ++basis) {
-          int32_t* sums = plane(0, basis);
-          if (segments == 0) {
-            std::fill_n(sums, pixels * pitch, 0);  // 0.0f has no bits either
-            continue;
-          }
-          kernel_.multiply(window, weights_at(basis, block, row.first_segment, count), count,
-                           static_cast<int>(pixels), sums, pitch, false);
+        for (int64_t block = first_block; block < end_block; ++block) {
+          multiply_chunk(row, x, pixels, block, block - first_block);
         }
-        finish_pixels(block, row, x, pixels, plane(0, 0), pitch);
       }
     }
   }
 
-  // From the beginning of segment `segment`, expanded or as packed.
-  const uint8_t* weights_at(int64_t basis, int64_t block, int64_t segment, int count) const {
+  void multiply_chunk(const Row& row, int64_t x, int64_t pixels, int64_t block, int64_t panel) {
+    const int count = vectors(block);
     const int64_t filters = int64_t{count} * kernel_.lanes;
-    if (kernel_.expand != nullptr) {
-      return panel_ + segment * t_.segment_groups * filters * kernel_.expanded_bytes;
+    const int64_t segments = row.end_segment - row.first_segment;
+    const Window window{row.segments + row.first_segment, x * pixel_step(), pixel_step(), segments,
+                        t_.segment_groups};
+    for (int64_t basis = 0; basis < p_.bases_; ++basis) {
+      int32_t* sums = plane(0, basis);
+      if (segments == 0) {
+        std::fill_n(sums, pixels * filters, 0);  // 0.0f has no bits either
+        continue;
+      }
+      const uint8_t* weights =
+          kernel_.expand != nullptr
+              ? panels_ + panel * panel_bytes_ +
+                    row.first_segment * t_.segment_groups * filters * kernel_.expanded_bytes
+              : p_.weights_.block(basis, group_, block) +
+                    row.first_segment * packed_bytes(kernel_, t_.segment_groups, filters);
+      kernel_.multiply(window, weights, count, static_cast<int>(pixels), sums, filters, false);
     }
-    return p_.weights_.block(basis, group_, block) +
-           segment * packed_bytes(kernel_, t_.segment_groups, filters);
+    finish_pixels(block, row, x, pixels, plane(0, 0), filters);
+  }
+
+  // All of their weights, unless they are still there from the tile before.
+  void expand_blocks(int64_t first_block, int64_t end_block) {
+    const bool there = panels_group_ == group_ && panels_first_ == first_block &&
+                       panels_end_ >= end_block;
+    if (there) return;
+    for (int64_t block = first_block; block < end_block; ++block) {
+      const int count = vectors(block);
+      expand(t_.parts[0], weights_of(0, block, t_.parts[0], count), count,
+             panels_ + (block - first_block) * panel_bytes_);
+    }
+    panels_group_ = group_;
+    panels_first_ = first_block;
+    panels_end_ = end_block;
   }
 
   const uint8_t* weights_of(int64_t basis, int64_t block, const Part& part, int count) const {
@@ -274,15 +287,15 @@ class Product::Worker {
            packed_bytes(kernel_, part.group, filters);
   }
 
-  void expand(const Part& part, const uint8_t* weights, int count) {
+  void expand(const Part& part, const uint8_t* weights, int count, uint8_t* panel) {
     const int64_t filters = int64_t{count} * kernel_.lanes;
     if (part.groups % kernel_.word_groups == 0) {
-      return kernel_.expand(weights, count, part.segments * part.groups, panel_);
+      return kernel_.expand(weights, count, part.segments * part.groups, panel);
     }
     const int64_t from = packed_bytes(kernel_, part.groups, filters);
     const int64_t to = part.groups * filters * kernel_.expanded_bytes;
     for (int64_t s = 0; s < part.segments; ++s) {
-      kernel_.expand(weights + s * from, count, part.groups, panel_ + s * to);
+      kernel_.expand(weights + s * from, count, part.groups, panel + s * to);
     }
   }
 
@@ -295,8 +308,8 @@ class Product::Worker {
         const uint8_t* weights = weights_of(basis, block, part, count);
         int64_t segment_bytes = packed_bytes(kernel_, part.groups, filters);
         if (kernel_.expand != nullptr) {
-          expand(part, weights, count);
-          weights = panel_;
+          expand(part, weights, count, panels_);
+          weights = panels_;
           segment_bytes = part.groups * filters * kernel_.expanded_bytes;
         }
         for (int64_t i = 0; i < row_count_; ++i) {
@@ -387,7 +400,8 @@ class Product::Worker {
 
   int32_t* sums_;  // or float32
   int64_t plane_;  // numbers of sums for a basis
-  uint8_t* panel_;
+  uint8_t* panels_;  // expanded weights
+  int64_t panel_bytes_;
   Row* rows_;
   const uint8_t** segments_;
   int32_t* window_sums_;
@@ -395,6 +409,7 @@ class Product::Worker {
 
   int64_t group_ = 0, first_row_ = 0, row_count_ = 0;
   int64_t slice_step_ = 0;
+  int64_t panels_group_ = -1, panels_first_ = 0, panels_end_ = 0;  // what panels_ hold
 };
 
 void Product::run(const Batch& batch, Team& team, int member, uint8_t* scratch) const {
