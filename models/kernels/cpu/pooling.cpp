@@ -25,12 +25,20 @@ Stretch inside(int64_t index, int64_t kernel, int64_t stride, int64_t padding, i
   return {std::max<int64_t>(begin, 0), std::min(begin + kernel, length)};
 }
 
+// Of what finishes a result a max pool has the codes alone; the rest of the step says nothing.
+bp_step rounding_alone(bp_step step) {
+  step.gain = step.shift = step.slope = nullptr;
+  step.activation = BP_IDENTITY;
+  return step;
+}
+
 // The greatest of the window's rows first, in whole lines, and then of its columns.
 class MaxPool final : public Step {
  public:
   MaxPool(const KernelSet& set, const bp_step& step, const StepSlots& slots)
       : set_(set), window_(step), in_(slots.in0), out_(slots.out()),
-        finishing_(set, step, slots.out().channels, Slot(), slots.out_f32, slots.out_u8) {}
+        finishing_(set, rounding_alone(step), slots.out().channels, Slot(), slots.out_f32,
+                   slots.out_u8) {}
 
   int64_t units(int64_t images) const override { return images * out_.height; }
   double unit_cost() const override {
