@@ -1,10 +1,8 @@
 #include "pool.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 
-#include <algorithm>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -33,7 +31,7 @@ void begin(Worker& worker) {
 
 void await(Worker& worker) {
   uint32_t seen = kBusy;
-  if (spin_while(worker.state, kBusy)) return;
+  if (spin_while(worker.state, kBusy, kStepSpin)) return;
   if (!worker.state.compare_exchange_strong(seen, kBusyAwaited)) return;
   while (worker.state.load(std::memory_order_acquire) == kBusyAwaited) {
     sleep_while(worker.state, kBusyAwaited);
@@ -42,7 +40,7 @@ void await(Worker& worker) {
 
 void await_task(Worker& worker) {
   uint32_t seen = worker.state.load(std::memory_order_acquire);
-  if (seen == kIdle && !spin_while(worker.state, kIdle)) {
+  if (seen == kIdle && !spin_while(worker.state, kIdle, kRunSpin)) {
     worker.state.compare_exchange_strong(seen, kIdleAsleep);
   }
   while (worker.state.load(std::memory_order_acquire) == kIdleAsleep) {
@@ -177,12 +175,6 @@ void RunMutex::lock() {
     current = mutex_.get();
   }
   current->lock();
-}
-
-int processors() {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
-  return std::max(1, CPU_COUNT(&set));
 }
 
 }  // namespace bitpress

@@ -43,7 +43,4 @@ class RunMutex {
   unsigned forks_ = 0;  // that the process had seen when the mutex was made
 };
 
-// Processors that this process may use.
-int processors();
-
 }  // namespace bitpress

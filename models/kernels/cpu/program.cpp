@@ -120,7 +120,7 @@ void Program::begin(int members) noexcept {
 void Program::work(int member) noexcept {
   uint8_t* scratch = scratch_.data() + member * scratch_thread_bytes_;
   for (size_t i = 0; i < steps_.size(); ++i) {
-    if (i > 0) team_.meet([&] { hand_out(i); });
+    if (i > 0) team_.meet(member, [&] { hand_out(i); });
     steps_[i]->run(batch_, team_, member, scratch);
   }
 }

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
-#include "pool.h"
-
 namespace bitpress {
 namespace {
+
+constexpr int64_t kLeastSpin = 500;  // nanoseconds
 
 constexpr uint64_t pack(int64_t begin, int64_t end) {
   return static_cast<uint64_t>(begin) << 32 | static_cast<uint64_t>(end);
@@ -21,8 +21,6 @@ Team::Team(int max_members) : shares_(new Share[static_cast<size_t>(max_members)
 
 void Team::gather(int members) {
   members_ = members;
-  // Where threads outnumber processors, spinning keeps out the very thread that is waited for.
-  spins_ = members <= processors();
   missing_.store(members, std::memory_order_relaxed);
   asleep_.store(0, std::memory_order_relaxed);  // a run that a fork cut off may have left some
 }
@@ -90,11 +88,19 @@ void Team::pass() {
   if (asleep_.load() != 0) wake_all(phase_);
 }
 
-void Team::wait(uint32_t phase) {
-  if (spins_ && spin_while(phase_, phase)) return;
-  asleep_.fetch_add(1);
-  while (phase_.load() == phase) sleep_while(phase_, phase);
-  asleep_.fetch_sub(1);
+// Where threads outnumber the processors that are free for them, whoever spins may keep out the very
+// thread that is waited for. It shows in waits that are longer than any step's end: then the member
+// spins less, and again more after a short one.
+void Team::wait(int member, uint32_t phase) {
+  int64_t& spin = shares_[static_cast<size_t>(member)].spin;
+  const int64_t begin = nanoseconds_now();
+  if (!spin_while(phase_, phase, spin)) {
+    asleep_.fetch_add(1);
+    while (phase_.load() == phase) sleep_while(phase_, phase);
+    asleep_.fetch_sub(1);
+  }
+  const bool was_short = nanoseconds_now() - begin < kStepSpin;
+  spin = was_short ? std::min(2 * spin, kStepSpin) : std::max(spin / 2, kLeastSpin);
 }
 
 }  // namespace bitpress

@@ -36,14 +36,14 @@ class Team {
 
   // Waits for all members; the last one to arrive calls `next` before the others go on.
   template <typename Next>
-  void meet(Next next) {
+  void meet(int member, Next next) {
     const uint32_t phase = phase_.load(std::memory_order_acquire);
     if (missing_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
       next();
       missing_.store(members_, std::memory_order_relaxed);
       pass();
     } else {
-      wait(phase);
+      wait(member, phase);
     }
   }
 
@@ -52,15 +52,15 @@ class Team {
  private:
   struct alignas(64) Share {
     std::atomic<uint64_t> stretch{0};  // first unit in the high half, end in the low one
+    int64_t spin = kStepSpin;          // the member's own affair
   };
 
   bool steal(int member);
   void pass();
-  void wait(uint32_t phase);
+  void wait(int member, uint32_t phase);
 
   std::unique_ptr<Share[]> shares_;
   int members_ = 1;
-  bool spins_ = true;
   bool split_ = false;
   int64_t stealable_ = 1;
   alignas(64) std::atomic<int> missing_{1};

@@ -11,7 +11,7 @@ namespace {
 
 static_assert(sizeof(Word) == 4 && Word::is_always_lock_free, "a futex is a plain word");
 
-constexpr int kLooksBetweenClocks = 64;
+constexpr int kLooksBetweenClocks = 32;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -21,23 +21,23 @@ inline void pause() {
 #endif
 }
 
-int64_t nanoseconds() {
+}  // namespace
+
+int64_t nanoseconds_now() {
   timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
   return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
 }
 
-}  // namespace
-
-bool spin_while(const Word& word, uint32_t old) {
+bool spin_while(const Word& word, uint32_t old, int64_t nanoseconds) {
   int64_t end = 0;
   for (;;) {
     for (int i = 0; i < kLooksBetweenClocks; ++i) {
       if (word.load(std::memory_order_acquire) != old) return true;
       pause();
     }
-    const int64_t now = nanoseconds();
-    if (end == 0) end = now + kSpinNanoseconds;
+    const int64_t now = nanoseconds_now();
+    if (end == 0) end = now + nanoseconds;
     if (now >= end) return false;
   }
 }

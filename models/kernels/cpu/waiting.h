@@ -9,12 +9,17 @@ namespace bitpress {
 
 using Word = std::atomic<uint32_t>;  // lock-free, as the kernel looks at it too
 
-// How long to spin. Steps of a network take 10 to 500 microseconds, and members of a team end theirs
-// at nearly the same time. After a run the worker of a pool waits so long for the next one.
-constexpr int64_t kSpinNanoseconds = 60000;
+// Most that a member of a team spins for the others at the end of a step: they end it at nearly the
+// same time.
+constexpr int64_t kStepSpin = 20000;  // nanoseconds
+// How long a worker of the pool spins for another run.
+constexpr int64_t kRunSpin = 60000;
 
-// Spins until `word` is not `old` any more, at most kSpinNanoseconds; false where it still is.
-bool spin_while(const Word& word, uint32_t old);
+// Spins until `word` is not `old` any more, `nanoseconds` at most; false where it still is.
+bool spin_while(const Word& word, uint32_t old, int64_t nanoseconds);
+
+// Of a clock that never goes back.
+int64_t nanoseconds_now();
 
 // Sleeps as long as `word` is `old`; may return early.
 void sleep_while(Word& word, uint32_t old);
