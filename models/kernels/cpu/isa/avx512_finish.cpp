@@ -1,5 +1,5 @@
-// What follows a product (docs/FORMAT.md, 4.4): 16 channels of a few pixels at a time, so that what
-// belongs to the channels stays in registers. No operation is fused with another.
+// What follows a product (docs/FORMAT.md, 4.4): 64 channels of a pixel or two at a time, so that
+// what belongs to the channels stays in registers. No operation is fused with another.
 #include <math.h>
 
 #include "avx512_intrinsics.h"
@@ -10,7 +10,6 @@ namespace bitpress {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int kPixels = 8;
 
 // What a tile asks for is either known when compiled, for what is most frequent: one basis with no
 // scale of its own, and no activation but ReLU,
@@ -45,13 +44,14 @@ struct Frequent {
   }
 };
 
-// or looked up.
+// or looked up; kSeveral: also with several bases or scales of theirs, which cost all others time.
+template <bool kSeveral>
 struct Any {
   static bool integer(const Finish& f) { return f.integer; }
   static bool doubled(const Finish& f) { return f.doubled != 0; }
   static bool window_sums(const Finish& f) { return f.window_sums != nullptr; }
-  static bool weighted(const Finish& f) { return f.base_scale != nullptr; }
-  static int64_t bases(const Finish& f) { return f.bases; }
+  static bool weighted(const Finish& f) { return kSeveral && f.base_scale != nullptr; }
+  static int64_t bases(const Finish& f) { return kSeveral ? f.bases : 1; }
   static bool residual(const Finish& f) { return f.residual != nullptr; }
   static bool clamped_below(const Finish&) { return true; }
   static bool clamped_above(const Finish& f) { return f.activation == BP_HARDTANH; }
@@ -60,146 +60,161 @@ struct Any {
   static Codes codes(const Finish& f) {
     return f.out_u8 != nullptr ? Codes::kFromLow : Codes::kNone;
   }
+
+  static bool fits(const Finish& f) {
+    return kSeveral || (f.bases == 1 && f.base_scale == nullptr);
+  }
 };
 
-// What belongs to 16 channels from `first` on; those of `mask` are there. What is missing is put
-// so that it changes nothing: x * 1, x + -0 and max(-infinity, x) are x, also for zeros and NaN.
+// What belongs to V * 16 channels from `first` on. All of them are there where V > 1, else those of
+// `mask`. What is missing is put so that it changes nothing: x * 1, x + -0 and max(-infinity, x)
+// are x, also for zeros and NaN.
+template <int V>
 struct Channels {
   __mmask16 mask;
   int64_t first;
-  __m512 gain, shift, slope;
-  __m512 low, high;  // of the activation
-  __m512i offset;    // of the first basis
-};
+  __m512 gain[V], shift[V];
+  __m512i offset[V];  // of the first basis
+  __m512 low, high;   // of the activation
 
-inline __m512 load_or(float otherwise, const float* numbers, int64_t first, __mmask16 mask) {
-  return numbers != nullptr ? _mm512_maskz_loadu_ps(mask, numbers + first)
-                            : _mm512_set1_ps(otherwise);
-}
-
-inline __m512i load_offset(const Finish& finish, int64_t basis, int64_t first, __mmask16 mask) {
-  if (finish.offset == nullptr) return _mm512_setzero_si512();
-  return _mm512_maskz_loadu_epi32(mask, finish.offset + basis * finish.offset_pitch + first);
-}
-
-inline Channels channels_from(const Finish& finish, int64_t first, int64_t count) {
-  Channels c;
-  const int64_t left = count - first;
-  c.mask = static_cast<__mmask16>(left < kLanes ? (1 << left) - 1 : 0xFFFF);
-  c.first = first;
-  c.gain = load_or(1.0f, finish.gain, first, c.mask);
-  c.shift = load_or(-0.0f, finish.shift, first, c.mask);
-  c.slope = load_or(1.0f, finish.slope, first, c.mask);
-  c.low = _mm512_set1_ps(finish.activation == BP_RELU       ? 0.0f
+  Channels(const Finish& finish, int64_t first_channel, int64_t count) {
+    const int64_t left = count - first_channel;
+    mask = static_cast<__mmask16>(left < kLanes ? (1 << left) - 1 : 0xFFFF);
+    first = first_channel;
+    low = _mm512_set1_ps(finish.activation == BP_RELU       ? 0.0f
                          : finish.activation == BP_HARDTANH ? finish.activation_low
                                                             : -INFINITY);
-  c.high = _mm512_set1_ps(finish.activation_high);
-  c.offset = load_offset(finish, 0, first, c.mask);
-  return c;
-}
-
-// z of one basis, in binary32.
-template <class Asked, int P>
-inline void load_sums(const Finish& finish, int64_t basis, int64_t pixel, const Channels& channels,
-                      __m512i offset, __m512 (&z)[P]) {
-  const int64_t at = basis * finish.basis_pitch + pixel * finish.sums_pitch + channels.first;
-  for (int p = 0; p < P; ++p) {
-    const int64_t place = at + p * finish.sums_pitch;
-    if (Asked::integer(finish)) {
-      __m512i sum = _mm512_loadu_si512(static_cast<const int32_t*>(finish.sums) + place);
-      if (Asked::doubled(finish)) sum = _mm512_add_epi32(sum, sum);
-      if (Asked::window_sums(finish))
-        sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(finish.window_sums[pixel + p]));
-      z[p] = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, offset));
-    } else {
-      z[p] = _mm512_loadu_ps(static_cast<const float*>(finish.sums) + place);
+    high = _mm512_set1_ps(finish.activation_high);
+    for (int v = 0; v < V; ++v) {
+      gain[v] = finish.gain != nullptr ? load(finish.gain + first, v) : _mm512_set1_ps(1.0f);
+      shift[v] = finish.shift != nullptr ? load(finish.shift + first, v) : _mm512_set1_ps(-0.0f);
+      offset[v] = offset_of(finish, 0, v);
     }
   }
-}
 
-template <class Asked, int P>
-inline void weigh(const Finish& finish, int64_t basis, const Channels& channels,
-                  __m512 (&z)[P]) {
-  if (!Asked::weighted(finish)) return;
-  const __m512 scale = _mm512_maskz_loadu_ps(
-      channels.mask, finish.base_scale + basis * finish.base_scale_pitch + channels.first);
-  for (int p = 0; p < P; ++p) z[p] = _mm512_mul_ps(scale, z[p]);
-}
-
-template <class Asked, int P>
-inline void sum_bases(const Finish& finish, int64_t pixel, const Channels& channels,
-                      __m512 (&x)[P]) {
-  load_sums<Asked, P>(finish, 0, pixel, channels, channels.offset, x);
-  weigh<Asked, P>(finish, 0, channels, x);
-  for (int64_t k = 1; k < Asked::bases(finish); ++k) {
-    __m512 z[P];
-    const __m512i offset = load_offset(finish, k, channels.first, channels.mask);
-    load_sums<Asked, P>(finish, k, pixel, channels, offset, z);
-    weigh<Asked, P>(finish, k, channels, z);
-    for (int p = 0; p < P; ++p) x[p] = _mm512_add_ps(x[p], z[p]);
+  __m512 load(const float* x, int v) const {
+    x += v * kLanes;
+    return V > 1 ? _mm512_loadu_ps(x) : _mm512_maskz_loadu_ps(mask, x);
   }
+
+  void store(float* to, int v, __m512 x) const {
+    to += v * kLanes;
+    V > 1 ? _mm512_storeu_ps(to, x) : _mm512_mask_storeu_ps(to, mask, x);
+  }
+
+  void store(uint8_t* to, int v, __m128i x) const {
+    to += v * kLanes;
+    V > 1 ? _mm_storeu_si128(reinterpret_cast<__m128i*>(to), x)
+          : _mm_mask_storeu_epi8(to, mask, x);
+  }
+
+  __m512i offset_of(const Finish& finish, int64_t basis, int v) const {
+    if (finish.offset == nullptr) return _mm512_setzero_si512();
+    const int32_t* offsets = finish.offset + basis * finish.offset_pitch + first + v * kLanes;
+    return V > 1 ? _mm512_loadu_si512(offsets) : _mm512_maskz_loadu_epi32(mask, offsets);
+  }
+};
+
+// P pixels of V vectors of channels.
+template <class Asked, int P, int V>
+struct Block {
+  const Finish& finish;
+  const Channels<V>& channels;
+  int64_t pixel;
+  __m512 x[P][V];
+
+  // z of one basis, in binary32.
+  inline __m512 sum(int64_t basis, int p, int v, __m512i offset) const {
+    const int64_t at = basis * finish.basis_pitch + (pixel + p) * finish.sums_pitch +
+                       channels.first + v * kLanes;
+    if (!Asked::integer(finish))
+      return _mm512_loadu_ps(static_cast<const float*>(finish.sums) + at);
+    __m512i z = _mm512_loadu_si512(static_cast<const int32_t*>(finish.sums) + at);
+    if (Asked::doubled(finish)) z = _mm512_add_epi32(z, z);
+    if (Asked::window_sums(finish))
+      z = _mm512_sub_epi32(z, _mm512_set1_epi32(finish.window_sums[pixel + p]));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(z, offset));
+  }
+
+  inline void sum_bases() {
+    for (int p = 0; p < P; ++p) {
+      for (int v = 0; v < V; ++v) x[p][v] = sum(0, p, v, channels.offset[v]);
+    }
+    for (int64_t k = 0; k < Asked::bases(finish); ++k) {
+      for (int v = 0; v < V; ++v) {
+        const __m512i offset = channels.offset_of(finish, k, v);
+        __m512 scale = _mm512_setzero_ps();
+        if (Asked::weighted(finish)) {
+          scale = channels.load(
+              finish.base_scale + k * finish.base_scale_pitch + channels.first, v);
+        }
+        for (int p = 0; p < P; ++p) {
+          __m512 z = k == 0 ? x[p][v] : sum(k, p, v, offset);
+          if (Asked::weighted(finish)) z = _mm512_mul_ps(scale, z);
+          x[p][v] = k == 0 ? z : _mm512_add_ps(x[p][v], z);
+        }
+      }
+    }
+  }
+
+  // VMAXPS and VMINPS give their second operand where one is NaN: x stays NaN.
+  inline __m512 activated(__m512 number, int v) const {
+    if (Asked::prelu(finish)) {
+      const __mmask16 stays = _mm512_cmp_ps_mask(number, _mm512_setzero_ps(), _CMP_GE_OQ);
+      const __m512 slope = channels.load(finish.slope + channels.first, v);
+      return _mm512_mask_mov_ps(_mm512_mul_ps(slope, number), stays, number);
+    }
+    if (Asked::clamped_below(finish)) number = _mm512_max_ps(channels.low, number);
+    return Asked::clamped_above(finish) ? _mm512_min_ps(channels.high, number) : number;
+  }
+
+  inline void run(const Quantizer& quantizer) {
+    const int64_t at = pixel * finish.pitch + channels.first;
+    sum_bases();
+    for (int p = 0; p < P; ++p) {
+      const int64_t place = at + p * finish.pitch;
+      for (int v = 0; v < V; ++v) {
+        __m512& number = x[p][v];
+        number = _mm512_add_ps(_mm512_mul_ps(channels.gain[v], number), channels.shift[v]);
+        if (Asked::residual(finish))
+          number = _mm512_add_ps(number, channels.load(finish.residual + place, v));
+        number = activated(number, v);
+        if (Asked::f32(finish)) channels.store(finish.out_f32 + place, v, number);
+      }
+    }
+    if (Asked::codes(finish) == Codes::kNone) return;
+    __m128i codes[P * V];
+    codes_of<P * V>(quantizer, Asked::codes(finish) == Codes::kFromZero, &x[0][0], codes);
+    for (int p = 0; p < P; ++p) {
+      for (int v = 0; v < V; ++v)
+        channels.store(finish.out_u8 + at + p * finish.pitch, v, codes[p * V + v]);
+    }
+  }
+};
+
+template <class Asked, int P, int V>
+inline void finish_channels(const Finish& finish, const Quantizer& quantizer, int64_t first,
+                            int64_t pixels, int64_t count) {
+  const Channels<V> channels(finish, first, count);
+  int64_t p = 0;
+  for (; p + P <= pixels; p += P) Block<Asked, P, V>{finish, channels, p, {}}.run(quantizer);
+  for (; p < pixels; ++p) Block<Asked, 1, V>{finish, channels, p, {}}.run(quantizer);
 }
 
-// VMAXPS and VMINPS give their second operand where one is NaN: x stays NaN.
 template <class Asked>
-inline __m512 activated(const Finish& finish, const Channels& channels, __m512 x) {
-  if (Asked::prelu(finish)) {
-    const __mmask16 stays = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ);
-    return _mm512_mask_mov_ps(_mm512_mul_ps(channels.slope, x), stays, x);
-  }
-  if (Asked::clamped_below(finish)) x = _mm512_max_ps(channels.low, x);
-  return Asked::clamped_above(finish) ? _mm512_min_ps(channels.high, x) : x;
-}
-
-template <class Asked, int P>
-inline void finish_pixels(const Finish& finish, const Quantizer& quantizer,
-                          const Channels& channels, int64_t pixel) {
-  const int64_t at = pixel * finish.pitch + channels.first;
-  __m512 x[P];
-  sum_bases<Asked, P>(finish, pixel, channels, x);
-  for (int p = 0; p < P; ++p) {
-    const int64_t place = at + p * finish.pitch;
-    x[p] = _mm512_add_ps(_mm512_mul_ps(channels.gain, x[p]), channels.shift);
-    if (Asked::residual(finish))
-      x[p] = _mm512_add_ps(x[p], _mm512_maskz_loadu_ps(channels.mask, finish.residual + place));
-    x[p] = activated<Asked>(finish, channels, x[p]);
-    if (Asked::f32(finish)) _mm512_mask_storeu_ps(finish.out_f32 + place, channels.mask, x[p]);
-  }
-  if (Asked::codes(finish) != Codes::kNone) {
-    __m128i codes[P];
-    codes_of<P>(quantizer, Asked::codes(finish) == Codes::kFromZero, x, codes);
-    for (int p = 0; p < P; ++p)
-      _mm_mask_storeu_epi8(finish.out_u8 + at + p * finish.pitch, channels.mask, codes[p]);
-  }
-}
-
-template <class Asked>
-void finish_tile(const Finish& finish, int64_t pixels, int64_t channels) {
-  // A copy, which nothing that is stored to can change.
-  const Finish local = finish;
-  const Quantizer quantizer = quantizer_of(local);
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    const Channels block = channels_from(local, c, channels);
-    int64_t p = 0;
-    for (; p + kPixels <= pixels; p += kPixels)
-      finish_pixels<Asked, kPixels>(local, quantizer, block, p);
-    if (p + 4 <= pixels) {
-      finish_pixels<Asked, 4>(local, quantizer, block, p);
-      p += 4;
-    }
-    if (p + 2 <= pixels) {
-      finish_pixels<Asked, 2>(local, quantizer, block, p);
-      p += 2;
-    }
-    if (p < pixels) finish_pixels<Asked, 1>(local, quantizer, block, p);
-  }
+void finish_tile(const Finish& __restrict finish, int64_t pixels, int64_t channels) {
+  const Quantizer quantizer(finish);
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= channels; c += 4 * kLanes)
+    finish_channels<Asked, 2, 4>(finish, quantizer, c, pixels, channels);
+  for (; c < channels; c += kLanes)
+    finish_channels<Asked, 4, 1>(finish, quantizer, c, pixels, channels);
 }
 
 template <class... Asked>
 inline void finish_as_first_that_fits(const Finish& finish, int64_t pixels, int64_t channels) {
-  const bool done =
-      ((Asked::fits(finish) && (finish_tile<Asked>(finish, pixels, channels), true)) || ...);
-  if (!done) finish_tile<Any>(finish, pixels, channels);
+  static_cast<void>(
+      ((Asked::fits(finish) && (finish_tile<Asked>(finish, pixels, channels), true)) || ...));
 }
 
 }  // namespace
@@ -209,16 +224,18 @@ void avx512_finish(const Finish& finish, int64_t pixels, int64_t channels) {
       Frequent<Sums::kOfOnes, false, false, Codes::kFromZero>,
       Frequent<Sums::kOfOnes, true, true, Codes::kFromZero>,
       Frequent<Sums::kOfOnes, true, false, Codes::kFromZero>,
+      Frequent<Sums::kOfOnes, false, true, Codes::kFromZero>,
       Frequent<Sums::kOfOnes, false, true, Codes::kNone>,
       Frequent<Sums::kOfOnes, true, true, Codes::kNone>,
       Frequent<Sums::kOfOnes, false, false, Codes::kFromLow>,
       Frequent<Sums::kOfSigns, false, false, Codes::kFromZero>,
       Frequent<Sums::kOfSigns, true, true, Codes::kFromZero>,
       Frequent<Sums::kOfSigns, false, true, Codes::kNone>,
-      Frequent<Sums::kOfSigns, true, true, Codes::kNone>,
       Frequent<Sums::kFloat, false, true, Codes::kNone>,
       Frequent<Sums::kFloat, true, true, Codes::kNone>,
-      Frequent<Sums::kFloat, false, false, Codes::kFromLow>>(finish, pixels, channels);
+      Frequent<Sums::kFloat, false, false, Codes::kFromLow>,
+      Frequent<Sums::kFloat, false, true, Codes::kFromLow>, Any<false>, Any<true>>(
+      finish, pixels, channels);
 }
 
 }  // namespace bitpress

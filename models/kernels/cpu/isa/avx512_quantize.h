@@ -10,15 +10,15 @@
 namespace bitpress {
 namespace {
 
-// Division is the slowest operation in finishing a result, and can be had exactly without it.
+// Division is slow on many processors, and can be had exactly without it.
 //
-// Let r = RN(1 / step) and e = RN(1 / step - r), RN being rounding to binary32. Then r + e is 1 / step
-// but for a factor within 1 +- 2^-48, and t * r + RN(t * e), which is rounded once, in an FMA, is
-// t / step but for a factor within 1 +- 2^-46 before that rounding. It is rounded to something else
-// than RN(t / step) only if t / step is nearer than that to the middle m of two neighbours. Let t and
-// step be scaled to integers below 2^24 and 2^21, and m, which has 25 bits, to M. T * 2^j = M * S
-// is impossible unless S is a power of two, as M is odd with 25 bits and T has 24, and where S is a power of two
-// all is exact. So T * 2^j and M * S differ by 1 at least, a factor of 1 +- 2^-46 from one another.
+// RN is rounding to binary32. Let r = RN(1 / step), which is (1 + a) / step with |a| <= 2^-24, and
+// e = RN(r * (1 - r * step)), where the bracket is -a, exactly. Then r + e is 1 / step but for a factor
+// within 1 +- 2^-47, and t * r + RN(t * e) is t / step but for one within 1 +- 2^-46. An FMA rounds
+// that once. The result is another than RN(t / step) only where t / step is nearer than that to the
+// middle of two neighbours of binary32, a number M of 25 bits, M odd. Write t as T * 2^j and step as
+// S * 2^k, T of 24 bits and S of at most 20. T * 2^(j - k) = M * S, below 2^45, is possible only if
+// M divides T, which is less than M; so the two differ by 1 at least, by a factor beyond 1 +- 2^-45.
 //
 // So steps of at most 20 significant bits (bitpress writes 16) are divided by in this way; others,
 // and those so small or large that something could underflow, by VDIVPS.
@@ -29,51 +29,48 @@ struct Quantizer {
   __m512 middle;  // of the codes of one bit
   __m512 r, e;
   __m512i greatest;
+
+  explicit Quantizer(const Finish& finish) {
+    one_bit = finish.bits == 1;
+    cut = finish.bits < 8;
+    uint32_t bits;
+    memcpy(&bits, &finish.step, sizeof bits);
+    reciprocal = (bits & 0xF) == 0 && finish.step >= 0x1p-60f && finish.step <= 0x1p60f;
+    minus_low = _mm512_set1_ps(-finish.low);
+    middle = _mm512_set1_ps(finish.low + finish.step / 2);
+    step = _mm512_set1_ps(finish.step);
+    const __m128 one = _mm_set_ss(1.0f), s = _mm_set_ss(finish.step);
+    const __m128 quotient = _mm_div_ss(one, s);
+    r = _mm512_broadcastss_ps(quotient);
+    e = _mm512_broadcastss_ps(_mm_mul_ss(quotient, _mm_fnmadd_ss(quotient, s, one)));
+    greatest = _mm512_set1_epi32((1 << finish.bits) - 1);
+  }
 };
 
-inline Quantizer quantizer_of(const Finish& finish) {
-  Quantizer q;
-  q.one_bit = finish.bits == 1;
-  q.cut = finish.bits < 8;
-  uint32_t bits;
-  memcpy(&bits, &finish.step, sizeof bits);
-  q.reciprocal = (bits & 0xF) == 0 && finish.step >= 0x1p-60f && finish.step <= 0x1p60f;
-  q.minus_low = _mm512_set1_ps(-finish.low);
-  q.middle = _mm512_set1_ps(finish.low + finish.step / 2);
-  q.step = _mm512_set1_ps(finish.step);
-  const float r = 1.0f / finish.step;
-  q.r = _mm512_set1_ps(r);
-  // 1 - r * step is exact in binary64.
-  q.e = _mm512_set1_ps(
-      static_cast<float>((1.0 - static_cast<double>(r) * finish.step) / finish.step));
-  q.greatest = _mm512_set1_epi32((1 << finish.bits) - 1);
-  return q;
-}
-
-template <int P>
-inline void codes_of(const Quantizer& q, bool from_zero, const __m512 (&x)[P], __m128i (&codes)[P]) {
+// Codes of N vectors of numbers. from_zero: low is 0.
+template <int N>
+inline void codes_of(const Quantizer& q, bool from_zero, const __m512* x, __m128i* codes) {
   if (q.one_bit) {
-    for (int p = 0; p < P; ++p)
-      codes[p] = _mm_maskz_set1_epi8(_mm512_cmp_ps_mask(x[p], q.middle, _CMP_GE_OQ), 1);
+    for (int i = 0; i < N; ++i)
+      codes[i] = _mm_maskz_set1_epi8(_mm512_cmp_ps_mask(x[i], q.middle, _CMP_GE_OQ), 1);
     return;
   }
-  __m512 t[P], quotient[P];
+  __m512 t[N], quotient[N];
   // VMAXPS gives its second operand where one is NaN. Below 0, q is 0 as at 0.
-  for (int p = 0; p < P; ++p)
-    t[p] = _mm512_max_ps(from_zero ? x[p] : added(x[p], q.minus_low), _mm512_setzero_ps());
+  for (int i = 0; i < N; ++i)
+    t[i] = _mm512_max_ps(from_zero ? x[i] : added(x[i], q.minus_low), _mm512_setzero_ps());
   if (q.reciprocal) {
-    for (int p = 0; p < P; ++p)
-      quotient[p] = _mm512_fmadd_ps(t[p], q.r, _mm512_mul_ps(t[p], q.e));
+    for (int i = 0; i < N; ++i) quotient[i] = _mm512_fmadd_ps(t[i], q.r, _mm512_mul_ps(t[i], q.e));
   } else {
-    for (int p = 0; p < P; ++p) quotient[p] = _mm512_div_ps(t[p], q.step);
+    for (int i = 0; i < N; ++i) quotient[i] = _mm512_div_ps(t[i], q.step);
   }
-  for (int p = 0; p < P; ++p) {
+  for (int i = 0; i < N; ++i) {
     // What is too large, infinity, or NaN for want of range becomes 2^32 - 1.
-    __m512i level = _mm512_cvttps_epu32(added(quotient[p], _mm512_set1_ps(0.5f)));
+    __m512i level = _mm512_cvttps_epu32(added(quotient[i], _mm512_set1_ps(0.5f)));
     if (q.cut) level = _mm512_min_epu32(level, q.greatest);
-    codes[p] = _mm512_cvtusepi32_epi8(level);
+    codes[i] = _mm512_cvtusepi32_epi8(level);
     // Else gcc makes one instruction of this and a store under a mask, a slow one.
-    pin(codes[p]);
+    pin(codes[i]);
   }
 }
 
