@@ -148,7 +148,7 @@ void Drawing::draw_finish(size_t index, int64_t channels, float scale) {
 
 void Drawing::draw_input() {
   const int64_t channels = random_.pick<int64_t>(
-      {1, 3, random_.between(1, 17), random_.between(1, 70), random_.between(60, 200)});
+      {1, 3, 64, 128, random_.between(1, 17), random_.between(1, 70), random_.between(60, 200)});
   const int64_t largest = large_ ? 40 : channels > 70 ? 6 : 14;
   const int64_t height = random_.between(1, largest), width = random_.between(1, largest);
   case_.draft.add_step(BP_INPUT);
@@ -193,7 +193,8 @@ bool Drawing::draw_geometry(bp_step& step, const bp_value& in) {
       if (random_.chance(0.3)) step.groups = in.channels;  // depthwise
     }
     const auto filters = [&] {
-      return random_.pick<int64_t>({1, random_.between(1, 20), random_.between(10, 70),
+      return random_.pick<int64_t>({1, 64, large_ ? 256 : 128, random_.between(1, 20),
+                                    random_.between(10, 70),
                                     random_.between(60, large_ ? 600 : 140)});
     };
     step.filters = step.groups * (step.groups == 1 ? filters() : random_.between(1, 20));

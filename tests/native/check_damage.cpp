@@ -5,6 +5,7 @@
 // points to the end of a memory that is larger than any array of a step that is tried.
 #include <sys/mman.h>
 
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -19,12 +20,18 @@ void* operator new(size_t bytes) {
   if (!memory) throw std::bad_alloc();
   return memory;
 }
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return std::malloc(bytes); }
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
-// What the sanitizer shall do where malloc is asked for too much: as malloc does.
-extern "C" const char* __asan_default_options() {
-  return "allocator_may_return_null=1:max_allocation_size_mb=512";
+// The sanitizers ask these functions how to act: malloc shall fail as it does elsewhere, and an
+// error end in a signal, for the last words below.
+extern "C" {
+#define ASKED __attribute__((visibility("default")))
+ASKED const char* __asan_default_options() {
+  return "abort_on_error=1:allocator_may_return_null=1:max_allocation_size_mb=512";
+}
+ASKED const char* __ubsan_default_options() { return "abort_on_error=1:print_stacktrace=1"; }
 }
 
 namespace bitpress::check {
@@ -334,27 +341,50 @@ bool check(const Arrays& arrays, uint64_t seed, int64_t number, Tally& tally) {
     }
     // Questions about a step that is not known to be right.
     if (step.in0 >= 0 && step.in0 < static_cast<int64_t>(values.size())) {
-      const int32_t kernels = bp_kernel_count(spec.isa, &step, &values[step.in0]);
-      if (!bp_kernel_name(spec.isa, &step, &values[step.in0], kernels)) return false;
+      const bp_value& in0 = values[step.in0];
+      const int32_t kernels = bp_kernel_count(spec.isa, &step, &in0);
+      if (!bp_kernel_name(spec.isa, &step, &in0, kernels)) return false;
+      if (step.kind == BP_PRODUCT && work_of(values, step) < kMostWork) {
+        bp_time_product(spec.isa, spec.threads, &step, &in0, step.kernel, drawn.images, 1);
+      }
     }
   }
   return try_program(spec, values, steps, drawn.images, tally);
 }
 
+// The case at work, for the last words of a process that crashes.
+int64_t g_case = 0;
+uint64_t g_seed = 0;
+
+void name_case() {
+  std::printf("fails in case %lld of seed %llu (--seed %llu --first %lld --cases 1)\n",
+              static_cast<long long>(g_case), static_cast<unsigned long long>(g_seed),
+              static_cast<unsigned long long>(g_seed), static_cast<long long>(g_case));
+  std::fflush(stdout);
+}
+
+void name_case_and_die(int signal) {
+  name_case();
+  std::signal(signal, SIG_DFL);
+  std::raise(signal);
+}
+
 int run(int64_t cases, uint64_t seed, int64_t first) {
+  std::signal(SIGABRT, name_case_and_die);
+#ifndef __SANITIZE_ADDRESS__
+  for (int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) std::signal(signal, name_case_and_die);
+#endif
   const Arrays arrays;
   Tally tally;
+  g_seed = seed;
   for (int64_t i = first; i < first + cases; ++i) {
-    // Where the library crashes, the last line tells on what.
-    std::printf("\rcase %lld of seed %llu", static_cast<long long>(i),
-                static_cast<unsigned long long>(seed));
-    std::fflush(stdout);
+    g_case = i;
     if (!check(arrays, seed, i, tally)) {
-      std::printf("\nfails\n");
+      name_case();
       return 1;
     }
   }
-  std::printf("\r%lld damaged programs: %lld refused, %lld run, %lld too large to try\n",
+  std::printf("%lld damaged programs: %lld refused, %lld run, %lld too large to try\n",
               static_cast<long long>(cases), static_cast<long long>(tally.refused),
               static_cast<long long>(tally.run), static_cast<long long>(tally.left));
   return 0;
