@@ -37,8 +37,10 @@ enum bp_step_kind {
 };
 
 // A value: `offset` is its place in the arena for a batch of one, in bytes, a multiple of 64. For n
-// images it lies at n * offset. No two values that are alive at once overlap: the maker's business,
-// a mistake gives wrong numbers but stays inside of the arena.
+// images it lies at n * offset. No two values that are alive at once overlap, but out_f32 of a product
+// or an elementwise step may lie just where one of float32 that it adds or looks at number by number
+// does: each number is read before its result is written, once. All that is the maker's business, a
+// mistake gives wrong numbers but stays inside of the arena.
 typedef struct bp_value {
   int64_t offset;
   int64_t channels, height, width;

@@ -33,7 +33,8 @@ struct Window {
 // A kernel for products. Filters are taken `lanes` at a time, in blocks of 1 to `max_vectors` times
 // as many; block sizes other than the last one's are max_vectors * lanes.
 struct ProductKernel {
-  const char* name;  // "lookup_i16", "expand_i8", "lookup_f32", "multiply_f32"
+  const char* name;  // "lookup_i16", "expand_i8", "lookup_f32", "multiply_f32"; portable ones:
+                     // "expand_i16", "expand_f32"
   int32_t input;     // bp_type of what it reads
   bool bits;         // its weights are bits, not float32
   int group_channels;  // channels in a group
@@ -110,9 +111,11 @@ struct KernelSet {
   // Exactly `channels` numbers of each pixel are written; any number, also 0. Sums may be read up
   // to the next multiple of 16 channels.
   void (*finish)(const Finish& finish, int64_t pixels, int64_t channels);
-  // out[c] = max(out[c], in[c]); out[c] += in[c].
-  void (*max_u8)(uint8_t* out, const uint8_t* in, int64_t count);
-  void (*max_f32)(float* out, const float* in, int64_t count);
+  // out[c] = the greatest of in[0][c] .. in[inputs - 1][c], for 1 or more inputs; a NaN stays. `out`
+  // may be one of them.
+  void (*greatest_u8)(const uint8_t* const* in, int64_t inputs, int64_t count, uint8_t* out);
+  void (*greatest_f32)(const float* const* in, int64_t inputs, int64_t count, float* out);
+  // out[c] += in[c].
   void (*add_f32)(float* out, const float* in, int64_t count);
   // out[i] = in[i] * step + low, two roundings.
   void (*numbers_of_codes)(const uint8_t* in, float step, float low, float* out, int64_t count);

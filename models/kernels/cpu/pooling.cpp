@@ -32,6 +32,9 @@ bp_step rounding_alone(bp_step step) {
   return step;
 }
 
+// Inputs of one call for the greatest of them.
+constexpr int64_t kInputsAtOnce = 16;
+
 // The greatest of the window's rows first, in whole lines, and then of its columns.
 class MaxPool final : public Step {
  public:
@@ -60,16 +63,16 @@ class MaxPool final : public Step {
       if (taken.empty()) return;
       for (int64_t row = taken.begin; row < taken.end; ++row) {
         if (in_.codes) {
-          pool_row(batch, row, set_.max_u8, lines.line, out_.at<uint8_t>(batch) + row_number(row));
+          pool_row(batch, row, set_.greatest_u8, lines.line,
+                   out_.at<uint8_t>(batch) + row * row_numbers());
           continue;
         }
         auto* results = reinterpret_cast<float*>(lines.results);
-        pool_row(batch, row, set_.max_f32, reinterpret_cast<float*>(lines.line), results);
-        Finish finish = finishing_.at(batch, 0, row_number(row));
-        const int64_t numbers = out_.width * out_.channels;
+        pool_row(batch, row, set_.greatest_f32, reinterpret_cast<float*>(lines.line), results);
+        Finish finish = finishing_.at(batch, row * out_.width, 0);
         finish.sums = results;
-        finish.sums_pitch = numbers;
-        finishing_(finish, 1, numbers);
+        finish.sums_pitch = out_.channels;
+        finishing_(finish, out_.width, out_.channels);
       }
     }
   }
@@ -82,30 +85,44 @@ class MaxPool final : public Step {
   Scratch take_scratch(Layout& layout) const {
     const int64_t bytes = in_.codes ? 1 : 4;
     uint8_t* line = layout.take<uint8_t>(in_.width * in_.channels * bytes);
-    return {line, layout.take<uint8_t>(in_.codes ? 0 : out_.width * out_.channels * bytes + 64)};
+    return {line, layout.take<uint8_t>(in_.codes ? 0 : (row_numbers() + 16) * bytes)};
   }
-  int64_t row_number(int64_t row) const { return row * out_.width * out_.channels; }
+  int64_t row_numbers() const { return out_.width * out_.channels; }
 
   template <typename Number>
-  void pool_row(const Batch& batch, int64_t row,
-                void (*greater)(Number*, const Number*, int64_t), Number* line,
+  using Greatest = void (*)(const Number* const*, int64_t, int64_t, Number*);
+
+  // The greatest of `inputs` stretches of `count` numbers, each `pitch` after the one before.
+  template <typename Number>
+  static void combine(Greatest<Number> greatest, const Number* first, int64_t pitch,
+                      int64_t inputs, int64_t count, Number* out) {
+    const Number* at[kInputsAtOnce];
+    int64_t held = 0;
+    for (int64_t i = 0; i < inputs; ++i) {
+      if (held == kInputsAtOnce) {
+        greatest(at, held, count, out);
+        at[0] = out;
+        held = 1;
+      }
+      at[held++] = first + i * pitch;
+    }
+    greatest(at, held, count, out);
+  }
+
+  template <typename Number>
+  void pool_row(const Batch& batch, int64_t row, Greatest<Number> greatest, Number* line,
                 Number* out) const {
     const int64_t channels = in_.channels, count = in_.width * channels;
     const int64_t image = row / out_.height;
     const Stretch rows = inside(row % out_.height, window_.rows, window_.stride_rows,
                                 window_.padding_rows, in_.height);
     const Number* from = in_.at<const Number>(batch) + (image * in_.height + rows.begin) * count;
-    memcpy(line, from, static_cast<size_t>(count) * sizeof(Number));
-    for (int64_t y = rows.begin + 1; y < rows.end; ++y) greater(line, from += count, count);
+    combine(greatest, from, count, rows.end - rows.begin, count, line);
     for (int64_t x = 0; x < out_.width; ++x) {
       const Stretch columns = inside(x, window_.columns, window_.stride_columns,
                                      window_.padding_columns, in_.width);
-      Number* pixel = out + x * channels;
-      memcpy(pixel, line + columns.begin * channels,
-             static_cast<size_t>(channels) * sizeof(Number));
-      for (int64_t i = columns.begin + 1; i < columns.end; ++i) {
-        greater(pixel, line + i * channels, channels);
-      }
+      combine(greatest, line + columns.begin * channels, channels, columns.end - columns.begin,
+              channels, out + x * channels);
     }
   }
 

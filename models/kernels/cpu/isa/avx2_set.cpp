@@ -12,7 +12,9 @@ const ProductKernel* const kProducts[] = {&kAvx2LookupI16, &kAvx2ExpandI8, &kAvx
 double ceiling(const char* kernel) { return ceiling_of(kProducts, kernel); }
 
 const KernelSet kAvx2 = {
-    BP_AVX2, "avx2", kProducts, avx2_finish, max_u8, max_f32, add_f32, numbers_of_codes, ceiling,
+    BP_AVX2,      "avx2",       kProducts, avx2_finish,
+    greatest_u8,  greatest_f32, add_f32,   numbers_of_codes,
+    ceiling,
 };
 
 }  // namespace

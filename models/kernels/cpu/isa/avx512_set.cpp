@@ -11,23 +11,47 @@ inline __mmask16 lanes_16(int64_t left) {
 }
 inline __mmask64 lanes_64(int64_t left) { return left < 64 ? (1ull << left) - 1 : ~0ull; }
 
-void max_u8(uint8_t* out, const uint8_t* in, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64) {
-    const __mmask64 m = lanes_64(count - i);
-    _mm512_mask_storeu_epi8(out + i, m,
-                            _mm512_max_epu8(_mm512_maskz_loadu_epi8(m, out + i),
-                                            _mm512_maskz_loadu_epi8(m, in + i)));
+void greatest_u8(const uint8_t* const* in, int64_t inputs, int64_t count, uint8_t* out) {
+  for (int64_t c = 0; c < count; c += 64) {
+    const __mmask64 m = lanes_64(count - c);
+    __m512i most = _mm512_maskz_loadu_epi8(m, in[0] + c);
+    for (int64_t i = 1; i < inputs; ++i) {
+      most = _mm512_max_epu8(most, _mm512_maskz_loadu_epi8(m, in[i] + c));
+    }
+    _mm512_mask_storeu_epi8(out + c, m, most);
   }
 }
 
-// A NaN on either side stays: VMAXPS alone gives its second operand where one is NaN.
-void max_f32(float* out, const float* in, int64_t count) {
-  for (int64_t i = 0; i < count; i += 16) {
-    const __mmask16 m = lanes_16(count - i);
-    const __m512 a = _mm512_maskz_loadu_ps(m, out + i), b = _mm512_maskz_loadu_ps(m, in + i);
-    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
-    _mm512_mask_storeu_ps(out + i, m, _mm512_mask_mov_ps(_mm512_max_ps(a, b), nan, a));
+// VMAXPS gives its second operand where one is NaN: where there was one is kept apart, so that one
+// maximum need not wait for more than the one before. kVectors at a time share the inputs' loop.
+template <int kVectors>
+inline void greatest_of(const float* const* in, int64_t inputs, int64_t c, __mmask16 m, float* out) {
+  __m512 most[kVectors];
+  __mmask16 nan[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    most[v] = _mm512_maskz_loadu_ps(m, in[0] + c + 16 * v);
+    nan[v] = _mm512_cmp_ps_mask(most[v], most[v], _CMP_UNORD_Q);
   }
+  for (int64_t i = 1; i < inputs; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512 x = _mm512_maskz_loadu_ps(m, in[i] + c + 16 * v);
+      nan[v] = _kor_mask16(nan[v], _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q));
+      most[v] = _mm512_max_ps(most[v], x);
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    most[v] = _mm512_mask_mov_ps(most[v], nan[v], _mm512_set1_ps(__builtin_nanf("")));
+    _mm512_mask_storeu_ps(out + c + 16 * v, m, most[v]);
+  }
+}
+
+void greatest_f32(const float* const* in, int64_t inputs, int64_t count, float* out) {
+  int64_t c = 0;
+  for (; c + 64 <= count; c += 64) greatest_of<4>(in, inputs, c, 0xFFFF, out);
+  for (; c < count; c += 16) greatest_of<1>(in, inputs, c, lanes_16(count - c), out);
 }
 
 void add_f32(float* out, const float* in, int64_t count) {
@@ -48,8 +72,8 @@ void numbers_of_codes(const uint8_t* in, float step, float low, float* out, int6
   }
 }
 
-constexpr KernelSet kSet = {BP_AVX512, "avx512", kAvx512Products,  avx512_finish,
-                            max_u8,    max_f32,  add_f32,          numbers_of_codes,
+constexpr KernelSet kSet = {BP_AVX512,    "avx512",     kAvx512Products, avx512_finish,
+                            greatest_u8,  greatest_f32, add_f32,         numbers_of_codes,
                             avx512_ceiling};
 
 }  // namespace

@@ -14,7 +14,8 @@ const ProductKernel* const kProducts[] = {&kExpandI16, &kExpandF32, &kMultiplyF3
 double ceiling(const char* kernel) { return ceiling_of(kProducts, kernel); }
 
 const KernelSet kPortable = {
-    BP_PORTABLE, "portable", kProducts, finish_tile, max_u8, max_f32, add_f32, numbers_of_codes,
+    BP_PORTABLE,  "portable",   kProducts, finish_tile,
+    greatest_u8,  greatest_f32, add_f32,   numbers_of_codes,
     ceiling,
 };
 
