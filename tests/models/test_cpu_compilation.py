@@ -275,6 +275,28 @@ def test_a_residual_block_keeps_its_sum_beside_the_codes():
     assert torch.equal(interpreted(plan, tensors, x), expected(plan, tensors, x))
 
 
+@pytest.mark.parametrize("read_again", [False, True])
+def test_a_residual_sum_takes_the_place_of_its_summand_unless_that_is_read_again(read_again):
+    nodes = [
+        Conv2d(name="a", input="input", channels=4, kernel=(1, 1)),
+        Conv2d(name="b", input="a", channels=6, kernel=(1, 1)),
+        Conv2d(name="c", input="b", channels=4, kernel=(1, 1), residual="a"),
+        Add(name="d", inputs=("c", "a" if read_again else "c")),
+    ]
+    plan = Plan((3, 5, 5), tuple(nodes), "d")
+    tensors = {
+        f"{name}.bits": packed(filters, channels, 1, 1)
+        for name, filters, channels in [("a", 4, 3), ("b", 6, 4), ("c", 4, 6)]
+    }
+    program = compile_plan(plan, tensors)
+    offsets = place(program).offsets
+    product, total = program.steps[3], program.steps[4]
+    assert (offsets[product.out_f32] == offsets[product.in1]) is not read_again
+    assert offsets[total.out_f32] == offsets[total.in0]
+    x = images((3, 5, 5))
+    assert torch.allclose(interpreted(plan, tensors, x), expected(plan, tensors, x), atol=1e-4)
+
+
 def test_two_quantizers_of_one_value_and_one_that_is_read_as_numbers():
     plan = Plan(
         (4, 5, 5),

@@ -228,6 +228,19 @@ def test_a_map_as_output_has_its_channels_first(kernels):
 
 
 @needs_library
+@every_set
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf"), 3e38])
+def test_numbers_that_are_none_harm_no_other_image(small_artifact, small_rounded, kernels, odd):
+    x = images((3, 8, 8), 4)
+    for artifact in (small_artifact, small_rounded):
+        found = CpuRuntime(artifact, kernels=kernels, threads=2)
+        wanted = found.run(x)
+        damaged = x.clone()
+        damaged[1] = odd
+        assert torch.equal(found.run(damaged)[[0, 2, 3]], wanted[[0, 2, 3]])
+
+
+@needs_library
 def test_memory_is_told(small_artifact, small_rounded):
     real, rounded = CpuRuntime(small_artifact), CpuRuntime(small_rounded)
     for each in (real, rounded):
