@@ -18,6 +18,7 @@ from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 from numpy.typing import NDArray
 
@@ -42,12 +43,14 @@ from models.artifact import Artifact
 from models.cores import usable_cores
 from models.runtime.kernel_choice import CACHE_DIR_VARIABLE
 from models.runtime.native import library
+from models.runtime.reference import ReferenceRuntime
 from store.errors import Unavailable
 
 Figures = dict[str, float]
 
-# Of a rival's logits in float32, squared and relative to how much they differ between images.
+# Of logits in float32, squared and relative to how much they differ between images.
 _SAME_NETWORK = 1e-6
+_CHECKED_IMAGES = 4  # on the reference runtime too, which takes its time
 
 
 def latencies(
@@ -85,7 +88,8 @@ def agreement(net: Net, runs: Mapping[str, Run]) -> Figures:
     between the images.
 
     Raises:
-        RuntimeError: a rival computes another network.
+        RuntimeError: a rival computes another network, or the engine other numbers than the
+            reference runtime.
     """
     images = net.timed
     logits: dict[str, NDArray[Any]] = {name: run(images) for name, run in runs.items()}
@@ -96,11 +100,23 @@ def agreement(net: Net, runs: Mapping[str, Run]) -> Figures:
         error = float(((found - exact) ** 2).sum() / spread)
         if name == "ort_fp32" and not error < _SAME_NETWORK:
             raise RuntimeError(f"{net.name}: {name} is another network, by {error:.2e}")
+        if name.startswith("w1"):
+            _check_engine(net, name, found)
         if name not in ("w1a32", "torch_fp32"):
             agreeing = found.argmax(axis=1) == exact.argmax(axis=1)
             figures[f"{net.name}.{name}_agreement"] = float(agreeing.mean())
             figures[f"{net.name}.{name}_logit_error"] = error
     return figures
+
+
+def _check_engine(net: Net, name: str, found: NDArray[Any]) -> None:
+    """Hold logits to the reference runtime: bit for bit with 8-bit activations."""
+    images = torch.from_numpy(net.timed[:_CHECKED_IMAGES])
+    exact = ReferenceRuntime(getattr(net, name)).run(images).numpy()
+    wrong = ((found[:_CHECKED_IMAGES] - exact) ** 2).sum()
+    most = 0.0 if name == "w1a8" else _SAME_NETWORK * (exact**2).sum()
+    if not wrong <= most:
+        raise RuntimeError(f"{net.name}: {name} is not what the reference runtime computes")
 
 
 def sizes(net: Net, files: Mapping[str, Path]) -> Figures:

@@ -19,7 +19,9 @@ from models.runtime.native import NativeLibrary
 KERNELS: Final[Mapping[str, Type]] = {
     "lookup_i16": Type.U8,
     "expand_i8": Type.U8,
+    "expand_i16": Type.U8,
     "lookup_f32": Type.F32,
+    "expand_f32": Type.F32,
 }
 _TURNS: Final = 5  # in which the kernels are timed, one after the other
 _SECONDS: Final = 0.02  # for one kernel in one turn

@@ -182,6 +182,20 @@ def test_rows_of_the_kernel_outside_the_map_do_not_count_as_done() -> None:
     assert geometry.macs_inside == 2 * 7 * 3 * 3 * int(inside.sum())
 
 
+def test_wrong_numbers_are_not_timed(tiny: Net) -> None:
+    x = torch.from_numpy(tiny.timed)
+    runs = {
+        "torch_fp32": lambda _: tiny.network(x).numpy(),
+        "w1a32": lambda _: ReferenceRuntime(tiny.w1a32).run(x).numpy(),
+        "w1a8": lambda _: ReferenceRuntime(tiny.w1a8).run(x).numpy(),
+    }
+    assert 0 < cpu.agreement(tiny, runs)["tiny.w1a8_logit_error"] < 0.01
+    with pytest.raises(RuntimeError, match="w1a8 is not what the reference"):
+        cpu.agreement(tiny, {**runs, "w1a8": runs["w1a32"]})
+    with pytest.raises(RuntimeError, match="ort_fp32 is another network"):
+        cpu.agreement(tiny, {**runs, "ort_fp32": runs["w1a32"]})
+
+
 @pytest.mark.usefixtures("only_tiny")
 def test_figures_have_the_names_that_they_are_known_by(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
