@@ -1,12 +1,13 @@
 // The C ABI of the CPU engine: plain structs and functions, so that one build serves every torch.
 //
 // A *program* is a plan made flat: a list of values, which live in one arena, and a list of steps
-// that read and write them. It is made by models/runtime (lowered from a plan) and checked here once
-// more, to the last index: whatever a caller hands over, no step reads or writes out of bounds.
+// that read and write them. It is made by models/runtime (lowered from a plan) and checked here
+// once more, to the last index: whatever a caller hands over, no step reads or writes out of
+// bounds.
 //
 // Maps are channels last: the number of image i, row y, column x, channel c of a value stands at
-// ((i * height + y) * width + x) * channels + c. A vector of F numbers is a map 1 x 1 of F channels.
-// Images of a batch follow each other without a gap.
+// ((i * height + y) * width + x) * channels + c. A vector of F numbers is a map 1 x 1 of F
+// channels. Images of a batch follow each other without a gap.
 #pragma once
 #include <stdint.h>
 
@@ -37,10 +38,10 @@ enum bp_step_kind {
 };
 
 // A value: `offset` is its place in the arena for a batch of one, in bytes, a multiple of 64. For n
-// images it lies at n * offset. No two values that are alive at once overlap, but out_f32 of a product
-// or an elementwise step may lie just where one of float32 that it adds or looks at number by number
-// does: each number is read before its result is written, once. All that is the maker's business, a
-// mistake gives wrong numbers but stays inside of the arena.
+// images it lies at n * offset. No two values that are alive at once overlap, but out_f32 of a
+// product or an elementwise step may lie just where one of float32 that it adds or looks at number
+// by number does: each number is read before its result is written, once. All that is the maker's
+// business, a mistake gives wrong numbers but stays inside of the arena.
 typedef struct bp_value {
   int64_t offset;
   int64_t channels, height, width;

@@ -270,8 +270,8 @@ void check_product(const bp_step& step, const bp_value& in, int64_t number) {
   if (step.row_bytes == 0) {
     need(step.bases == 1 && step.base_scale == nullptr, "float weights have one basis, unscaled");
     if (in.type == BP_U8) {
-      throw Refusal(BP_UNSUPPORTED,
-                    "Step " + text(number) + ": there are no products of float weights with codes.");
+      throw Refusal(BP_UNSUPPORTED, "Step " + text(number) +
+                                        ": there are no products of float weights with codes.");
     }
     return;
   }

@@ -28,8 +28,8 @@ int64_t windows(int64_t length, int64_t kernel, int64_t stride, int64_t padding,
 // Of a step that has been checked.
 Geometry geometry_of(const bp_step& step, const bp_value& in0);
 
-// A part of the sum over a window: groups `group` on of segments `segment` on. Several segments only
-// where it has all their groups.
+// A part of the sum over a window: groups `group` on of segments `segment` on. Several segments
+// only where it has all their groups.
 struct Part {
   int64_t segment, segments;
   int64_t group, groups;
@@ -39,8 +39,8 @@ struct Part {
 // time. A row is a stretch of a row of the map; or, where each result needs one prepared pixel that
 // no other needs (`flat`), of all pixels of all images.
 struct Tiling {
-  // Prepared pixels. Where `unfold`, the kernel_columns * channels numbers of a row of the window are
-  // one prepared pixel per result, else a prepared pixel is one of the input.
+  // Prepared pixels. Where `unfold`, the kernel_columns * channels numbers of a row of the window
+  // are one prepared pixel per result, else a prepared pixel is one of the input.
   bool flat, unfold;
   int64_t pixel_channels, pixel_groups, pixel_bytes;
 

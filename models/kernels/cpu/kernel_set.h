@@ -1,10 +1,10 @@
 // What an instruction set has to offer: the inner loops, and nothing of geometry.
 //
-// A product is computed in two parts. *Prepare* turns a row of pixels into *groups* of channels: for
-// look-ups, the table of all sums of the group's activations; otherwise a padded copy. *Multiply*
-// then sums, for a few pixels and a block of filters, one look-up or product per group. Preparing is
-// done once per pixel and serves all filters and all taps of the kernel. models/kernels/cpu/product.cpp
-// has the loops around.
+// A product is computed in two parts. *Prepare* turns a row of pixels into *groups* of channels:
+// for look-ups, the table of all sums of the group's activations; otherwise a padded copy.
+// *Multiply* then sums, for a few pixels and a block of filters, one look-up or product per group.
+// Preparing is done once per pixel and serves all filters and all taps of the kernel.
+// models/kernels/cpu/product.cpp has the loops around.
 //
 // The words of a source file that is compiled for one instruction set must not leak into another:
 // everything there is in an unnamed namespace, and neither std:: templates nor inline functions
@@ -51,9 +51,9 @@ struct ProductKernel {
   // in + p * pitch (in numbers). A prepared pixel is ceil(channels / group_channels) groups, absent
   // channels count as 0; pixels follow each other. Where sums_of_ones, also sums[p], the sum of the
   // pixel's numbers. After the last pixel come word_groups - 1 groups' worth of zero bytes, for
-  // look-ups past a segment's end, whose index is 0. `out` is aligned to group_bytes alone (a border
-  // and what it surrounds are prepared by separate calls), `in` and `sums` to their numbers. A pitch
-  // of 0 repeats one pixel.
+  // look-ups past a segment's end, whose index is 0. `out` is aligned to group_bytes alone (a
+  // border and what it surrounds are prepared by separate calls), `in` and `sums` to their numbers.
+  // A pitch of 0 repeats one pixel.
   void (*prepare)(const void* in, int64_t pitch, int64_t pixels, int64_t channels, void* out,
                   int32_t* sums);
 
@@ -111,8 +111,8 @@ struct KernelSet {
   // Exactly `channels` numbers of each pixel are written; any number, also 0. Sums may be read up
   // to the next multiple of 16 channels.
   void (*finish)(const Finish& finish, int64_t pixels, int64_t channels);
-  // out[c] = the greatest of in[0][c] .. in[inputs - 1][c], for 1 or more inputs; a NaN stays. `out`
-  // may be one of them.
+  // out[c] = the greatest of in[0][c] .. in[inputs - 1][c], for 1 or more inputs; a NaN stays.
+  // `out` may be one of them.
   void (*greatest_u8)(const uint8_t* const* in, int64_t inputs, int64_t count, uint8_t* out);
   void (*greatest_f32)(const float* const* in, int64_t inputs, int64_t count, float* out);
   // out[c] += in[c].

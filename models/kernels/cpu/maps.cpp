@@ -1,5 +1,5 @@
-// Steps that move numbers: into and out of the program, and within it. They use memmove, as values of
-// a program that its maker got wrong may overlap.
+// Steps that move numbers: into and out of the program, and within it. They use memmove, as values
+// of a program that its maker got wrong may overlap.
 #include <string.h>
 
 #include <algorithm>

@@ -51,7 +51,8 @@ class ZeroOffsets {
   std::vector<int32_t> offsets_;
 };
 
-// The rows of the kernel that lie in the map, for row `row` of what is made: from first to last - 1.
+// The rows of the kernel that lie in the map, for row `row` of what is made: from first to last -
+// 1.
 struct KernelRows {
   int64_t first, last;
 };

@@ -2,12 +2,12 @@
 //
 // There is one pool in a process, shared by all programs. A run borrows workers from it and gives
 // them back: two programs that run at once share what there is, each with fewer, rather than put
-// twice as many threads on the processors, where a member of a team that waits for another would take
-// the processor from it. A run that finds no worker idle goes on in its caller's thread alone, so
-// that nobody waits for anybody.
+// twice as many threads on the processors, where a member of a team that waits for another would
+// take the processor from it. A run that finds no worker idle goes on in its caller's thread alone,
+// so that nobody waits for anybody.
 //
-// The threads are the engine's own, not OpenMP's: torch brings its libgomp along, whose threads spin
-// between parallel regions, and two OpenMP runtimes in one process undo each other's settings.
+// The threads are the engine's own, not OpenMP's: torch brings its libgomp along, whose threads
+// spin between parallel regions, and two OpenMP runtimes in one process undo each other's settings.
 // Workers spin for a moment after a run, as another may follow, and then sleep.
 #pragma once
 #include <memory>

@@ -1,16 +1,17 @@
 // The unit of work is one row of results for one block of filters; units are numbered row by row,
-// and the rows of one group of the convolution after those of another. A tile is a few whole rows, or
-// a part of one row. Within a tile the loops are, from the outside: slices of the sum (flat products
-// only), blocks of filters, bases, parts of the sum, rows, and chunks of at most kMaxPixels pixels.
+// and the rows of one group of the convolution after those of another. A tile is a few whole rows,
+// or a part of one row. Within a tile the loops are, from the outside: slices of the sum (flat
+// products only), blocks of filters, bases, parts of the sum, rows, and chunks of at most
+// kMaxPixels pixels.
 //
 // In which pieces a sum is added up follows from the geometry and the kernel alone, so that neither
 // threads nor the size of the batch change a bit of float32 results.
 #include "product.h"
 
-#include <string.h>
-
 #include <algorithm>
 #include <utility>
+
+#include "tile_rows.h"
 
 namespace bitpress {
 namespace {
@@ -50,8 +51,7 @@ int64_t Product::units(int64_t images) const {
 
 double Product::unit_cost() const {
   const int64_t filters = std::min(tiling_.block_filters, geometry_.group_filters);
-  const int64_t pixels = tiling_.flat ? std::min(tiling_.row_pixels, geometry_.rows * geometry_.columns)
-                                      : tiling_.row_pixels;
+  const int64_t pixels = std::min(tiling_.row_pixels, geometry_.rows * geometry_.columns);
   return static_cast<double>(geometry_.weights()) * static_cast<double>(filters * pixels) *
          static_cast<double>(bases_) / kMacsPerNanosecond;
 }
@@ -69,21 +69,18 @@ class Product::Worker {
   Worker(const Product& product, const Batch& batch, Layout& layout)
       : p_(product), g_(product.geometry_), t_(product.tiling_), kernel_(product.kernel_),
         batch_(batch),
-        prepared_(product.geometry_, product.tiling_, product.kernel_, product.border_, layout) {
+        rows_(product.geometry_, product.tiling_, product.kernel_, product.border_,
+              product.offsets_, layout) {
     const int64_t pixels = t_.deferred ? t_.tile_rows * t_.row_pixels : kMaxPixels;
     plane_ = pixels * t_.block_filters;
     const int64_t planes = bytes_of(t_.slices > 1 ? t_.blocks_at_once : 1, p_.bases_);
     sums_ = layout.take<int32_t>(bytes_of(planes, plane_) + kSpareSums);
     panel_bytes_ = t_.panel_bytes;
     panels_ = layout.take<uint8_t>(bytes_of(t_.blocks_at_once, panel_bytes_));
-    rows_ = layout.take<Row>(t_.tile_rows);
-    segments_ = layout.take<const uint8_t*>(t_.tile_rows * t_.segments);
-    window_sums_ = layout.take<int32_t>(t_.tile_rows * t_.row_pixels);
-    column_sums_ = layout.take<int32_t>(t_.slot_pixels);
   }
 
   void work(Team& team, int member) {
-    prepared_.forget(batch_, p_.in0_);
+    rows_.begin(batch_, p_.in0_);
     const int64_t group_units = p_.rows(batch_.images) * t_.blocks;
     // Rows of a tile share prepared rows: they are of one strip of one image.
     const int64_t wall_units = t_.flat ? group_units : g_.rows * t_.blocks;
@@ -96,15 +93,14 @@ class Product::Worker {
       const int64_t count = units.end - units.begin;
       row_count_ = std::max<int64_t>(1, count / t_.blocks);
       const int64_t end_block = std::min(t_.blocks, first_block + count);
-      first_row_ = in_group / t_.blocks;
-      for (int64_t i = 0; i < row_count_; ++i) locate(i);
+      rows_.locate(group_, in_group / t_.blocks, row_count_);
       if (t_.slices > 1) {
         for (int64_t b = first_block; b < end_block; b += t_.blocks_at_once) {
           add_slices(b, std::min(end_block, b + t_.blocks_at_once));
         }
         continue;
       }
-      for (int64_t i = 0; i < row_count_; ++i) prepare(i);
+      for (int64_t i = 0; i < row_count_; ++i) rows_.prepare(i);
       for (int64_t b = first_block; b < end_block; b += t_.blocks_at_once) {
         if (t_.deferred) {
           add_parts(b);
@@ -117,86 +113,7 @@ class Product::Worker {
   }
 
  private:
-  // A row of the tile.
-  struct Row {
-    int64_t first_pixel, pixels;  // of what is made, of all images
-    int64_t first_segment, end_segment;  // of the window; others lie in the border
-    const uint8_t** segments;
-    int32_t* window_sums;
-    const int32_t* offset;
-  };
-
-  void locate(int64_t i) {
-    Row& row = rows_[i];
-    row.segments = segments_ + i * t_.segments;
-    row.window_sums = kernel_.sums_of_ones ? window_sums_ + i * t_.row_pixels : nullptr;
-    row.first_segment = 0;
-    row.end_segment = t_.segments;
-    const int64_t index = first_row_ + i;
-    if (t_.flat) {
-      row.first_pixel = index * t_.row_pixels;
-      row.pixels = std::min(t_.row_pixels,
-                            batch_.images * g_.rows * g_.columns - row.first_pixel);
-      row.offset = p_.offsets_.of_row(0);
-      return;
-    }
-    const int64_t y = index % g_.rows, strip = index / g_.rows % t_.strips;
-    const int64_t image = index / g_.rows / t_.strips;
-    row.first_pixel = (image * g_.rows + y) * g_.columns + strip * t_.row_pixels;
-    row.pixels = std::min(t_.row_pixels, g_.columns - strip * t_.row_pixels);
-    row.offset = p_.offsets_.of_row(y);
-    if (p_.border_.row() == nullptr) {
-      const KernelRows inside = kernel_rows_inside(g_, y);
-      row.first_segment = inside.first * t_.row_segments;
-      row.end_segment = inside.last * t_.row_segments;
-    }
-  }
-
-  void prepare(int64_t i) {
-    Row& row = rows_[i];
-    if (t_.flat) {
-      const PreparedRows::Row made =
-          prepared_.of_all(group_, i, row.first_pixel, row.pixels, 0);
-      row.segments[0] = made.pixels;
-      if (kernel_.sums_of_ones) {
-        memcpy(row.window_sums, made.sums, static_cast<size_t>(row.pixels) * sizeof(int32_t));
-      }
-      return;
-    }
-    const int64_t index = first_row_ + i;
-    const int64_t top = index % g_.rows * g_.stride_rows - g_.padding_rows;
-    const int64_t strip = index / g_.rows % t_.strips, image = index / g_.rows / t_.strips;
-    const int64_t columns = t_.unfold ? row.pixels
-                                      : (row.pixels - 1) * g_.stride_columns +
-                                            (g_.kernel_columns - 1) * g_.dilation_columns + 1;
-    if (kernel_.sums_of_ones) std::fill_n(column_sums_, columns, 0);
-    for (int64_t s = row.first_segment; s < row.end_segment; s += t_.row_segments) {
-      const int64_t y = top + s / t_.row_segments * g_.dilation_rows;
-      PreparedRows::Row made{p_.border_.row(), nullptr};
-      if (y >= 0 && y < g_.height) made = prepared_.of_map(group_, image, strip, y);
-      for (int64_t tap = 0; tap < t_.row_segments; ++tap) {
-        row.segments[s + tap] = made.pixels + tap * g_.dilation_columns * t_.pixel_bytes;
-      }
-      if (kernel_.sums_of_ones) {
-        for (int64_t x = 0; x < columns; ++x) column_sums_[x] += made.sums[x];
-      }
-    }
-    if (kernel_.sums_of_ones) sum_windows(row);
-  }
-
-  void sum_windows(Row& row) {
-    if (t_.unfold) {
-      memcpy(row.window_sums, column_sums_, static_cast<size_t>(row.pixels) * sizeof(int32_t));
-      return;
-    }
-    std::fill_n(row.window_sums, row.pixels, 0);
-    for (int64_t tap = 0; tap < g_.kernel_columns; ++tap) {
-      const int32_t* from = column_sums_ + tap * g_.dilation_columns;
-      for (int64_t x = 0; x < row.pixels; ++x) {
-        row.window_sums[x] += from[x * g_.stride_columns];
-      }
-    }
-  }
+  using Row = TileRows::Row;
 
   int vectors(int64_t block) const {
     return vectors_of(kernel_, g_.group_filters - block * t_.block_filters);
@@ -335,20 +252,14 @@ class Product::Worker {
       const int64_t group = slice * t_.slice_groups;
       const Part part{0, 1, 0, std::min(t_.slice_groups, t_.pixel_groups - group)};
       for (int64_t i = 0; i < row_count_; ++i) {
-        Row& row = rows_[i];
-        const PreparedRows::Row made =
-            prepared_.of_all(group_, i, row.first_pixel, row.pixels, slice);
-        row.segments[0] = made.pixels;
-        for (int64_t x = 0; kernel_.sums_of_ones && x < row.pixels; ++x) {
-          row.window_sums[x] = made.sums[x] + (slice == 0 ? 0 : row.window_sums[x]);
-        }
+        rows_.prepare_slice(i, slice);
       }
       for (int64_t block = first_block; block < end_block; ++block) {
         const int count = vectors(block);
         const int64_t filters = int64_t{count} * kernel_.lanes;
         int32_t* sums = plane(block - first_block, 0);
         for (int64_t i = 0; i < row_count_; ++i) {
-          Row row = rows_[i];
+          const Row& row = rows_[i];
           slice_step_ = part.groups * kernel_.group_bytes;
           for (int64_t basis = 0; basis < p_.bases_; ++basis) {
             const uint8_t* weights = p_.weights_.block(basis, group_, block) +
@@ -396,18 +307,14 @@ class Product::Worker {
   const Tiling& t_;
   const ProductKernel& kernel_;
   Batch batch_;
-  PreparedRows prepared_;
+  TileRows rows_;
 
   int32_t* sums_;  // or float32
   int64_t plane_;  // numbers of sums for a basis
   uint8_t* panels_;  // expanded weights
   int64_t panel_bytes_;
-  Row* rows_;
-  const uint8_t** segments_;
-  int32_t* window_sums_;
-  int32_t* column_sums_;
 
-  int64_t group_ = 0, first_row_ = 0, row_count_ = 0;
+  int64_t group_ = 0, row_count_ = 0;
   int64_t slice_step_ = 0;
   int64_t panels_group_ = -1, panels_first_ = 0, panels_end_ = 0;  // what panels_ hold
 };

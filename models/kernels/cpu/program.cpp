@@ -11,8 +11,8 @@
 namespace bitpress {
 namespace {
 
-// A meeting of all threads costs less than a microsecond where they spin; below this, a step is done
-// by one of them.
+// A meeting of all threads costs less than a microsecond where they spin; below this, a step is
+// done by one of them.
 constexpr double kWorthSharing = 4000;  // nanoseconds
 
 Slot slot_of(const bp_program_spec& spec, int32_t index) {

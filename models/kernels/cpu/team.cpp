@@ -88,9 +88,9 @@ void Team::pass() {
   if (asleep_.load() != 0) wake_all(phase_);
 }
 
-// Where threads outnumber the processors that are free for them, whoever spins may keep out the very
-// thread that is waited for. It shows in waits that are longer than any step's end: then the member
-// spins less, and again more after a short one.
+// Where threads outnumber the processors that are free for them, whoever spins may keep out the
+// very thread that is waited for. It shows in waits that are longer than any step's end: then the
+// member spins less, and again more after a short one.
 void Team::wait(int member, uint32_t phase) {
   int64_t& spin = shares_[static_cast<size_t>(member)].spin;
   const int64_t begin = nanoseconds_now();

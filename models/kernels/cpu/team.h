@@ -1,5 +1,6 @@
-// How the threads of one run share its steps: each has a stretch of a step's units of work and, when
-// it is through, takes over half of what another has left. At the end of a step all wait for all.
+// How the threads of one run share its steps: each has a stretch of a step's units of work and,
+// when it is through, takes over half of what another has left. At the end of a step all wait for
+// all.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

@@ -1,5 +1,5 @@
-// Waiting for another thread: a short spin, for it costs a wake-up of tens of microseconds to sleep,
-// then a futex.
+// Waiting for another thread: a short spin, for it costs a wake-up of tens of microseconds to
+// sleep, then a futex.
 #pragma once
 #include <stdint.h>
 

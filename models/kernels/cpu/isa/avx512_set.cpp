@@ -25,7 +25,8 @@ void greatest_u8(const uint8_t* const* in, int64_t inputs, int64_t count, uint8_
 // VMAXPS gives its second operand where one is NaN: where there was one is kept apart, so that one
 // maximum need not wait for more than the one before. kVectors at a time share the inputs' loop.
 template <int kVectors>
-inline void greatest_of(const float* const* in, int64_t inputs, int64_t c, __mmask16 m, float* out) {
+inline void greatest_of(const float* const* in, int64_t inputs, int64_t c, __mmask16 m,
+                        float* out) {
   __m512 most[kVectors];
   __mmask16 nan[kVectors];
 #pragma GCC unroll 4
