@@ -41,6 +41,7 @@ class Drawing {
   bp_step& step(size_t index) { return case_.draft.steps()[index]; }
   size_t last_step() const { return case_.draft.steps().size() - 1; }
   std::vector<int> usable() const;
+  bool is_free_to_read(int value) const;
 
   bool draw_geometry(bp_step& step, const bp_value& in);
   void draw_weights(bp_step& step, const bp_value& in);
@@ -73,10 +74,18 @@ int Drawing::draw_zero(int levels) {
   return std::min(zero, levels - 1);
 }
 
+// Neither a guard nor a copy, which is overwritten.
+bool Drawing::is_free_to_read(int value) const {
+  for (const Draft::Copied& copied : case_.draft.copies()) {
+    if (copied.copy == value) return false;
+  }
+  return !case_.draft.is_guard(value);
+}
+
 std::vector<int> Drawing::usable() const {
   std::vector<int> found;
   for (size_t i = 0; i < case_.draft.values().size(); ++i) {
-    if (!case_.draft.is_guard(static_cast<int>(i))) found.push_back(static_cast<int>(i));
+    if (is_free_to_read(static_cast<int>(i))) found.push_back(static_cast<int>(i));
   }
   return found;
 }
@@ -279,12 +288,17 @@ bool Drawing::draw_product() {
     bp_step drawn = product;
     draw_weights(drawn, in);
     if (drawn.weight) drawn.pad_value = drawn.pad_value && random_.chance(0.5);
+    const bool in_place = first != kNone && random_.chance(0.5);
+    if (in_place) first = case_.draft.add_copy(first);
     case_.draft.steps().push_back(drawn);
     const size_t index = last_step();
     draw_finish(index, product.filters, scale);
     const float finished = step(index).gain ? 1 : scale;
     step(index).in1 = first;
     draw_outputs(index, product.filters, rows, columns, finished, residual ? i == 1 : true);
+    if (in_place && step(index).out_f32 != kNone) {
+      case_.draft.take_place(step(index).out_f32, first);
+    }
     first = step(index).out_f32;
   }
   return true;
@@ -324,11 +338,13 @@ bool Drawing::draw_pool() {
 }
 
 void Drawing::draw_elementwise() {
-  const int in0 = any_value();
+  int in0 = any_value();
   const bp_value in = at(in0);
+  float scale = known(in0).scale;
+  const bool in_place = in.type == BP_F32 && random_.chance(0.4);
+  if (in_place) in0 = case_.draft.add_copy(in0);
   case_.draft.add_step(BP_ELEMENTWISE, in0);
   const size_t index = last_step();
-  float scale = known(in0).scale;
   if (in.type == BP_U8) {
     step(index).in_low = known(in0).low;
     step(index).in_step = known(in0).step;
@@ -339,13 +355,16 @@ void Drawing::draw_elementwise() {
     for (int value : usable()) {
       const bp_value& other = at(value);
       if (other.type == BP_F32 && other.channels == in.channels && other.height == in.height &&
-          other.width == in.width) {
+          other.width == in.width && !(in_place && value == in0)) {
         step(index).in1 = value;
       }
     }
   }
   draw_finish(index, in.channels, scale);
   draw_outputs(index, in.channels, in.height, in.width, step(index).gain ? 1 : scale);
+  if (in_place && step(index).out_f32 != kNone) {
+    case_.draft.take_place(step(index).out_f32, in0);
+  }
 }
 
 void Drawing::draw_sign() {

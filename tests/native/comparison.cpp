@@ -226,8 +226,12 @@ Outcome compare(const Case& drawn, int32_t isa) {
     const Run done = run(shown, drawn, isa, drawn.threads, drawn.max_images);
     outcome.difference = done.error;
     if (done.error.empty()) {
-      const std::vector<Numbers> values =
+      std::vector<Numbers> values =
           shown_values(shown, draft.values().size(), begins, drawn, done.y);
+      // What a copy held, its last reader may have overwritten.
+      for (const Draft::Copied& copied : draft.copies()) {
+        values[copied.copy] = values[copied.original];
+      }
       outcome.difference = compare_values(draft, values, drawn, outcome.numbers);
     }
     if (outcome.difference.empty()) {

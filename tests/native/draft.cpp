@@ -49,6 +49,14 @@ bp_step& Draft::add_step(int32_t kind, int in0) {
   return steps_.back();
 }
 
+int Draft::add_copy(int original) {
+  const bp_value value = values_[original];
+  const int copy = add_value(value.channels, value.height, value.width, value.type);
+  add_step(BP_COPY, original).out_f32 = copy;
+  copies_.push_back({copy, original});
+  return copy;
+}
+
 const float* Draft::keep(std::vector<float> array) {
   array.shrink_to_fit();
   floats_.push_back(std::move(array));
@@ -146,9 +154,10 @@ std::string Draft::describe() const {
   for (size_t i = 0; i < values_.size(); ++i) {
     if (is_guard(static_cast<int>(i))) continue;
     const bp_value& value = values_[i];
-    append(text, "  value %zu: %s C=%lld H=%lld W=%lld\n", i, value.type == BP_F32 ? "f32" : "u8",
-           static_cast<long long>(value.channels), static_cast<long long>(value.height),
-           static_cast<long long>(value.width));
+    append(text, "  value %zu: %s C=%lld H=%lld W=%lld at %lld\n", i,
+           value.type == BP_F32 ? "f32" : "u8", static_cast<long long>(value.channels),
+           static_cast<long long>(value.height), static_cast<long long>(value.width),
+           static_cast<long long>(value.offset));
   }
   for (size_t i = 0; i < steps_.size(); ++i) {
     const bp_step& step = steps_[i];

@@ -16,6 +16,16 @@ class Draft {
   int add_value(int64_t channels, int64_t height, int64_t width, int32_t type);
   bp_step& add_step(int32_t kind, int in0 = kNone);
 
+  // A copy of a float32 value, which a later step may overwrite.
+  int add_copy(int original);
+  // Lets `value` lie where `copy` does, whose last reader writes it.
+  void take_place(int value, int copy) { values_[value].offset = values_[copy].offset; }
+  // Copies and what they are copies of.
+  struct Copied {
+    int copy, original;
+  };
+  const std::vector<Copied>& copies() const { return copies_; }
+
   // Arrays of just the size given, so that a sanitizer sees every access behind their ends.
   const float* keep(std::vector<float> array);
   const uint8_t* keep(std::vector<uint8_t> array);
@@ -37,6 +47,7 @@ class Draft {
   std::vector<bp_value> values_;
   std::vector<bp_step> steps_;
   std::vector<int> guards_;
+  std::vector<Copied> copies_;
   std::vector<std::vector<float>> floats_;
   std::vector<std::vector<uint8_t>> bytes_;
   int64_t arena_bytes_ = 0;
