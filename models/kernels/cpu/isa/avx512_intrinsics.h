@@ -10,8 +10,9 @@
 namespace bitpress {
 namespace {
 
-// Makes the compiler have this number, now and in a register. Otherwise gcc adds in an order of its
-// own, for which the registers do not suffice, and loads again for each use what is to be loaded once.
+// Makes the compiler have this number, now and in a register. Otherwise gcc adds in an order of
+// its own, for which the registers do not suffice, and loads again for each use what is to be
+// loaded once.
 inline void pin(__m512i& number) { asm("" : "+v"(number)); }
 inline void pin(__m512& number) { asm("" : "+v"(number)); }
 inline void pin(__m128i& number) { asm("" : "+v"(number)); }

@@ -56,7 +56,9 @@ void prepare(const void* in, int64_t pitch, int64_t pixels, int64_t channels, vo
 struct Block {
   using Sum = float;
 
-  static constexpr int most_pixels(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 16; }
+  static constexpr int most_pixels(int vectors) {
+    return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 16;
+  }
 
   // One group: its look-ups, and the next group's bits moved to where they are looked up.
   template <int P, int F>

@@ -13,8 +13,7 @@ constexpr int kGroupChannels = 5;
 constexpr int kGroupBytes = 64;
 constexpr int kWordGroups = 3;
 constexpr int kLanes = 32;
-// Sums of 16 bits hold 51 look-ups, 51 * 5 * 255 = 65025.
-constexpr int kWordsUntilFull = 51 / kWordGroups;
+constexpr int kLookupsUntilFull = 51;  // of 16 bits: 51 * 5 * 255 = 65025
 
 // Entry e of a table, a word, is the sum of the activations whose bit in e is set. Words 2d and
 // 2d + 1 have the sum of channels 1 to 4 by the bits of d, which one VPDPBUSD gives as a dword, and
@@ -99,13 +98,47 @@ void prepare(const void* in, int64_t pitch, int64_t pixels, int64_t channels, vo
   memset(to, 0, (kWordGroups - 1) * kGroupBytes);
 }
 
-struct Block {
-  using Sum = int32_t;
+// Sums of P pixels for F vectors of 32 filters, in 16 bits until those are full.
+template <int P, int F>
+struct Sums {
+  __m512i narrow[P][F];
+  int64_t room = kLookupsUntilFull;
+  bool add;  // to the sums of 32 bits that are there
+  int32_t* sums;
+  int64_t pitch;
 
-  static constexpr int most_pixels(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 16; }
+  explicit Sums(const Piece& piece)
+      : add(piece.accumulate),
+        sums(static_cast<int32_t*>(piece.sums)),
+        pitch(piece.sums_pitch) {
+    clear();
+  }
 
-  template <int P, int F>
-  static void widen(__m512i (&narrow)[P][F], int32_t* sums, int64_t pitch, bool add) {
+  inline void clear() {
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+      for (int f = 0; f < F; ++f) narrow[p][f] = _mm512_setzero_si512();
+    }
+  }
+
+  // The five lowest bits of each index are looked up. Sums stay below 2^16; that the addition
+  // saturates lets it run on just those ports that permutations leave free (Zen 5).
+  inline void look_up(const __m512i (&index)[F], const uint8_t* table, int64_t pixel_bytes) {
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+      __m512i entries = _mm512_loadu_si512(table + p * pixel_bytes);
+      if (F > 1) pin(entries);
+#pragma GCC unroll 4
+      for (int f = 0; f < F; ++f) {
+        narrow[p][f] =
+            _mm512_adds_epu16(narrow[p][f], _mm512_permutexvar_epi16(index[f], entries));
+        pin(narrow[p][f]);
+      }
+    }
+  }
+
+  inline void widen() {
     const __m512i lower = _mm512_set_epi16(
         0, 15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0,
         1, 0, 0);
@@ -123,9 +156,29 @@ struct Block {
         }
         _mm512_storeu_si512(out, low);
         _mm512_storeu_si512(out + 16, high);
-        narrow[p][f] = _mm512_setzero_si512();
       }
     }
+    clear();
+    add = true;
+    room = kLookupsUntilFull;
+  }
+};
+
+struct Block {
+  using Sum = int32_t;
+
+  static constexpr int most_pixels(int vectors) { return vectors == 4 ? 5 : vectors == 3 ? 6 : 8; }
+
+  template <int F>
+  static inline void load(__m512i (&index)[F], const uint16_t* words) {
+#pragma GCC unroll 4
+    for (int f = 0; f < F; ++f) index[f] = _mm512_loadu_si512(words + f * kLanes);
+  }
+
+  template <int F>
+  static inline void shift(__m512i (&index)[F]) {
+#pragma GCC unroll 4
+    for (int f = 0; f < F; ++f) index[f] = _mm512_srli_epi16(index[f], kGroupChannels);
   }
 
   template <int P, int F>
@@ -133,60 +186,42 @@ struct Block {
     const Window& window = *piece.window;
     const int64_t pixel_bytes = window.pixel_bytes;
     const uint16_t* words = static_cast<const uint16_t*>(piece.weights);
-    int32_t* sums = static_cast<int32_t*>(piece.sums);
-    // A multiplication that keeps the upper half is a shift to the right, on other ports than
-    // permutations need.
-    const __m512i shift = _mm512_set1_epi16(1 << (16 - kGroupChannels));
-
-    __m512i narrow[P][F];
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
-      for (int f = 0; f < F; ++f) narrow[p][f] = _mm512_setzero_si512();
-    }
-    bool add = piece.accumulate;
-    int64_t room = kWordsUntilFull;
+    Sums<P, F> sums(piece);
     for (int64_t s = 0; s < window.segments; ++s) {
       const uint8_t* table = window.rows[s] + piece.first_byte;
-      int64_t left = (window.groups + kWordGroups - 1) / kWordGroups;
-      while (left > 0) {
-        const int64_t count = left < room ? left : room;
+      int64_t left = window.groups;
+      while (left >= kWordGroups) {
+        if (sums.room < kWordGroups) sums.widen();
+        const int64_t most = left < sums.room ? left : sums.room;
+        const int64_t count = most / kWordGroups;
         for (int64_t i = 0; i < count; ++i) {
           __m512i index[F];
-#pragma GCC unroll 4
-          for (int f = 0; f < F; ++f) index[f] = _mm512_loadu_si512(words + f * kLanes);
-#pragma GCC unroll 3
-          for (int g = 0; g < kWordGroups; ++g) {
-#pragma GCC unroll 16
-            for (int p = 0; p < P; ++p) {
-              __m512i entries =
-                  _mm512_loadu_si512(table + p * pixel_bytes + g * kGroupBytes);
-              if (F > 1) pin(entries);
-#pragma GCC unroll 4
-              for (int f = 0; f < F; ++f) {
-                narrow[p][f] = _mm512_add_epi16(narrow[p][f],
-                                                _mm512_permutexvar_epi16(index[f], entries));
-                pin(narrow[p][f]);
-              }
-            }
-            if (g + 1 < kWordGroups) {
-#pragma GCC unroll 4
-              for (int f = 0; f < F; ++f) index[f] = _mm512_mulhi_epu16(index[f], shift);
-            }
-          }
+          load<F>(index, words);
+          sums.look_up(index, table, pixel_bytes);
+          shift<F>(index);
+          sums.look_up(index, table + kGroupBytes, pixel_bytes);
+          shift<F>(index);
+          sums.look_up(index, table + 2 * kGroupBytes, pixel_bytes);
           words += F * kLanes;
           table += kWordGroups * kGroupBytes;
         }
-        left -= count;
-        room -= count;
-        if (room == 0) {
-          widen<P, F>(narrow, sums, piece.sums_pitch, add);
-          add = true;
-          room = kWordsUntilFull;
+        left -= count * kWordGroups;
+        sums.room -= count * kWordGroups;
+      }
+      if (left > 0) {
+        if (sums.room < left) sums.widen();
+        sums.room -= left;
+        __m512i index[F];
+        load<F>(index, words);
+        for (; left > 0; --left) {
+          sums.look_up(index, table, pixel_bytes);
+          shift<F>(index);
+          table += kGroupBytes;
         }
+        words += F * kLanes;
       }
     }
-    if (room < kWordsUntilFull || !add) widen<P, F>(narrow, sums, piece.sums_pitch, add);
+    sums.widen();
   }
 };
 
