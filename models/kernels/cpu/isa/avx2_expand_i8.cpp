@@ -1,5 +1,5 @@
-// Products of bits with codes, the bits as bytes +1 and -1. VPMADDUBSW multiplies them with codes and
-// adds neighbours: 510 at most, of which 64 can be added up in 16 bits.
+// Products of bits with codes, the bits as bytes +1 and -1. VPMADDUBSW multiplies them with codes
+// and adds neighbours: 510 at most, of which 64 can be added up in 16 bits.
 #include <string.h>
 
 #include "avx2_kernels.h"
@@ -15,7 +15,7 @@ constexpr int kVectors = 4;
 void prepare(const void* in, int64_t pitch, int64_t pixels, int64_t channels, void* out, int32_t*) {
   const int64_t padded = (channels + kGroupChannels - 1) / kGroupChannels * kGroupChannels;
   uint8_t* to = static_cast<uint8_t*>(out);
-  for (int64_t p = 0; p < pixels; p++) {
+  for (int64_t p = 0; p < pixels; ++p) {
     memcpy(to, static_cast<const uint8_t*>(in) + p * pitch, static_cast<size_t>(channels));
     memset(to + channels, 0, static_cast<size_t>(padded - channels));
     to += padded;
@@ -29,7 +29,7 @@ void expand(const void* weights, int vectors, int64_t groups, void* panel) {
   const __m256i places = _mm256_setr_epi32(0, 0, 0x01010101, 0x01010101, 0x02020202, 0x02020202,
                                            0x03030303, 0x03030303);
   const __m256i bits = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
-  for (int64_t i = 0; i < groups * vectors; i++) {
+  for (int64_t i = 0; i < groups * vectors; ++i) {
     int32_t word;
     memcpy(&word, from + i * 4, sizeof word);
     const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(word), places);
@@ -51,37 +51,37 @@ struct Block {
   static void run(const Tile& tile) {
     __m256i pairs[P][F];
     BITPRESS_UNROLL
-    for (int p = 0; p < P; p++) {
+    for (int p = 0; p < P; ++p) {
       BITPRESS_UNROLL
-      for (int f = 0; f < F; f++) pairs[p][f] = _mm256_setzero_si256();
+      for (int f = 0; f < F; ++f) pairs[p][f] = _mm256_setzero_si256();
     }
     const uint8_t* weights = tile.weights;
     const int64_t pixel_bytes = tile.window->pixel_bytes;
-    Stretch stretch(tile, kGroupChannels);
+    Runs runs(tile, kGroupChannels);
     const uint8_t* codes;
-    while (const int64_t groups = stretch.next(codes)) {
-      for (int64_t g = 0; g < groups; g++, codes += kGroupChannels, weights += tile.group_pitch) {
+    while (const int64_t groups = runs.next(codes)) {
+      for (int64_t g = 0; g < groups; ++g, codes += kGroupChannels, weights += tile.pitch) {
         __m256i w[F];
         BITPRESS_UNROLL
-        for (int f = 0; f < F; f++) {
+        for (int f = 0; f < F; ++f) {
           w[f] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights) + f);
         }
         BITPRESS_UNROLL
-        for (int p = 0; p < P; p++) {
+        for (int p = 0; p < P; ++p) {
           int32_t four;
           memcpy(&four, codes + p * pixel_bytes, sizeof four);
           const __m256i x = _mm256_set1_epi32(four);
           BITPRESS_UNROLL
-          for (int f = 0; f < F; f++) {
+          for (int f = 0; f < F; ++f) {
             pairs[p][f] = _mm256_add_epi16(pairs[p][f], _mm256_maddubs_epi16(x, w[f]));
           }
         }
       }
     }
     BITPRESS_UNROLL
-    for (int p = 0; p < P; p++) {
+    for (int p = 0; p < P; ++p) {
       BITPRESS_UNROLL
-      for (int f = 0; f < F; f++) {
+      for (int f = 0; f < F; ++f) {
         __m256i* to = reinterpret_cast<__m256i*>(static_cast<int32_t*>(tile.sums) +
                                                  p * tile.sums_pitch + f * kLanes);
         __m256i sum = _mm256_madd_epi16(pairs[p][f], _mm256_set1_epi16(1));
@@ -94,7 +94,7 @@ struct Block {
 
 }  // namespace
 
-const ProductKernel kAvx2ExpandI8 = {
+constexpr ProductKernel kAvx2ExpandI8 = {
     "expand_i8",
     BP_U8,
     true,
@@ -109,6 +109,7 @@ const ProductKernel kAvx2ExpandI8 = {
     expand,
     4,
     multiply_in_tiles<Block>,
+    false,
 };
 
 }  // namespace bitpress

@@ -1,5 +1,6 @@
-// What follows a product, on 16 channels at a time. Each operation is rounded once, and NaN is kept:
-// VMAXPS and VMINPS give their second operand where one of the two is NaN, or where both are zeros.
+// What follows a product, on 16 channels at a time. Each operation is rounded once, and NaN is
+// kept: VMAXPS and VMINPS give their second operand where one of the two is NaN, or where both are
+// zeros.
 //
 // Parts that a product does not have are replaced by some that change no number, to the bit: a gain
 // of 1, a shift of -0, a hardtanh between the infinities.
@@ -44,7 +45,7 @@ Channels channels_from(const Finish& finish, int64_t c, int count) {
   Channels result;
   result.count = count;
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  for (int i = 0; i < kVectors; i++) {
+  for (int i = 0; i < kVectors; ++i) {
     result.present[i] = _mm256_cmpgt_epi32(_mm256_set1_epi32(count - 8 * i), lane);
     result.gain[i] = load_or(result, finish.gain, c, i, 1.0f);
     result.shift[i] = load_or(result, finish.shift, c, i, -0.0f);
@@ -84,7 +85,7 @@ inline __m256 load_sums(const Finish& finish, int64_t at, int64_t p, __m256i off
 inline __m256 sum_bases(const Finish& finish, const Channels& channels, int64_t p, int64_t c,
                         int i) {
   __m256 x = _mm256_setzero_ps();
-  for (int64_t k = 0; k < finish.bases; k++) {
+  for (int64_t k = 0; k < finish.bases; ++k) {
     __m256i offset = _mm256_setzero_si256();
     if (finish.offset) {
       const int32_t* from = finish.offset + k * finish.offset_pitch + c;
@@ -147,29 +148,29 @@ void finish_channels(const Finish& given, const Channels& channels, int64_t pixe
   const Finish finish = given;  // a copy, which what is written cannot change: bytes alias all
   const Bounds bounds = bounds_of(finish);
   const Quantizer quantizer = quantizer_of(finish);
-  for (int64_t p = 0; p < pixels; p++) {
+  for (int64_t p = 0; p < pixels; ++p) {
     const int64_t at = p * finish.pitch + c;
     __m256 x[kVectors];
     BITPRESS_UNROLL
-    for (int i = 0; i < kVectors; i++) {
+    for (int i = 0; i < kVectors; ++i) {
       if constexpr (kSource == Source::kBases) {
         x[i] = sum_bases(finish, channels, p, c, i);
       } else {
-        const int64_t from = p * finish.sums_pitch + c + 8 * i;
+        const int64_t from = p * finish.sums_pitch + c;
         x[i] = kSource == Source::kIntegers
-                   ? load_sums(finish, from, p, channels.offset[i])
-                   : _mm256_loadu_ps(static_cast<const float*>(finish.sums) + from);
+                   ? load_sums(finish, from + 8 * i, p, channels.offset[i])
+                   : load_present(channels, static_cast<const float*>(finish.sums) + from, i);
       }
       x[i] = _mm256_add_ps(_mm256_mul_ps(channels.gain[i], x[i]), channels.shift[i]);
     }
     if (finish.residual) {
       BITPRESS_UNROLL
-      for (int i = 0; i < kVectors; i++) {
+      for (int i = 0; i < kVectors; ++i) {
         x[i] = _mm256_add_ps(x[i], load_present(channels, finish.residual + at, i));
       }
     }
     BITPRESS_UNROLL
-    for (int i = 0; i < kVectors; i++) {
+    for (int i = 0; i < kVectors; ++i) {
       if constexpr (kPrelu) {
         const __m256 kept = _mm256_cmp_ps(x[i], _mm256_setzero_ps(), _CMP_GE_OQ);
         x[i] = _mm256_blendv_ps(_mm256_mul_ps(channels.slope[i], x[i]), x[i], kept);
@@ -179,7 +180,7 @@ void finish_channels(const Finish& given, const Channels& channels, int64_t pixe
     }
     if (finish.out_f32) {
       BITPRESS_UNROLL
-      for (int i = 0; i < kVectors; i++) {
+      for (int i = 0; i < kVectors; ++i) {
         float* to = finish.out_f32 + at + 8 * i;
         if (channels.count == kAtOnce) {
           _mm256_storeu_ps(to, x[i]);

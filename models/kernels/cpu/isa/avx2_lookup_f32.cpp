@@ -30,7 +30,7 @@ inline void make_table(const float* x, float* out) {
 
 void prepare(const void* in, int64_t pitch, int64_t pixels, int64_t channels, void* out, int32_t*) {
   float* to = static_cast<float*>(out);
-  for (int64_t p = 0; p < pixels; p++) {
+  for (int64_t p = 0; p < pixels; ++p) {
     const float* from = static_cast<const float*>(in) + p * pitch;
     int64_t c = 0;
     for (; c + kGroupChannels <= channels; c += kGroupChannels, to += 8) make_table(from + c, to);
@@ -51,7 +51,7 @@ void expand(const void* weights, int vectors, int64_t groups, void* panel) {
   const __m256i places = _mm256_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0);
   const __m256i minus_one = _mm256_castps_si256(_mm256_set1_ps(-1.0f));
   const __m256i not_exponent = _mm256_set1_epi32(static_cast<int32_t>(0x807FFFFF));
-  for (int64_t i = 0; i < groups * vectors; i++) {
+  for (int64_t i = 0; i < groups * vectors; ++i) {
     int32_t word;
     memcpy(&word, from + i * 4, sizeof word);
     const __m256i bits = _mm256_sllv_epi32(_mm256_set1_epi32(word), places);
@@ -68,45 +68,40 @@ struct Block {
   using Sum = float;
   static constexpr int kLanes = bitpress::kLanes;
   static constexpr int kVectorBytes = 32;
-  static constexpr int kChunk = 128;
+  static constexpr int64_t kChunk = kFloatChunk;
   static constexpr int kMostVectors = kVectors;
   // With few pixels it takes more filters to have enough sums that do not wait for each other.
   static constexpr int most_vectors(int pixels) { return pixels <= 2 ? 4 : 2; }
   static constexpr int most_pixels(int vectors) { return vectors == 1 ? 6 : vectors == 2 ? 4 : 2; }
 
-  // Each sum is added up in the order of the groups, so that it does not depend on the tile.
   template <int P, int F>
   static void run(const Tile& tile) {
-    float* const to = static_cast<float*>(tile.sums);
     __m256 sums[P][F];
     BITPRESS_UNROLL
-    for (int p = 0; p < P; p++) {
+    for (int p = 0; p < P; ++p) {
       BITPRESS_UNROLL
-      for (int f = 0; f < F; f++) {
-        sums[p][f] = tile.accumulate ? _mm256_loadu_ps(to + p * tile.sums_pitch + f * kLanes)
-                                     : _mm256_setzero_ps();
-      }
+      for (int f = 0; f < F; ++f) sums[p][f] = _mm256_setzero_ps();
     }
     const __m256i sign_and_exponent = _mm256_set1_epi32(static_cast<int32_t>(0xFF800000));
     const uint8_t* weights = tile.weights;
     const int64_t pixel_bytes = tile.window->pixel_bytes;
-    Stretch stretch(tile, kGroupBytes);
+    Runs runs(tile, kGroupBytes);
     const uint8_t* tables;
-    while (const int64_t groups = stretch.next(tables)) {
-      for (int64_t g = 0; g < groups; g++, tables += kGroupBytes, weights += tile.group_pitch) {
+    while (const int64_t groups = runs.next(tables)) {
+      for (int64_t g = 0; g < groups; ++g, tables += kGroupBytes, weights += tile.pitch) {
         __m256 table[P];
         BITPRESS_UNROLL
-        for (int p = 0; p < P; p++) {
+        for (int p = 0; p < P; ++p) {
           table[p] = _mm256_loadu_ps(reinterpret_cast<const float*>(tables + p * pixel_bytes));
           keep(table[p]);
         }
         BITPRESS_UNROLL
-        for (int f = 0; f < F; f++) {
+        for (int f = 0; f < F; ++f) {
           __m256i index = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights) + f);
           keep(index);
           const __m256 sign = _mm256_castsi256_ps(_mm256_and_si256(index, sign_and_exponent));
           BITPRESS_UNROLL
-          for (int p = 0; p < P; p++) {
+          for (int p = 0; p < P; ++p) {
             const __m256 found = _mm256_permutevar8x32_ps(table[p], index);
             sums[p][f] = _mm256_fmadd_ps(sign, found, sums[p][f]);
           }
@@ -114,10 +109,13 @@ struct Block {
       }
     }
     BITPRESS_UNROLL
-    for (int p = 0; p < P; p++) {
+    for (int p = 0; p < P; ++p) {
       BITPRESS_UNROLL
-      for (int f = 0; f < F; f++) {
-        _mm256_storeu_ps(to + p * tile.sums_pitch + f * kLanes, sums[p][f]);
+      for (int f = 0; f < F; ++f) {
+        float* to = static_cast<float*>(tile.sums) + p * tile.sums_pitch + f * kLanes;
+        __m256 sum = sums[p][f];
+        if (tile.accumulate) sum = _mm256_add_ps(_mm256_loadu_ps(to), sum);
+        _mm256_storeu_ps(to, sum);
       }
     }
   }
@@ -125,7 +123,7 @@ struct Block {
 
 }  // namespace
 
-const ProductKernel kAvx2LookupF32 = {
+constexpr ProductKernel kAvx2LookupF32 = {
     "lookup_f32",
     BP_F32,
     true,
@@ -140,6 +138,7 @@ const ProductKernel kAvx2LookupF32 = {
     expand,
     4,
     multiply_in_tiles<Block>,
+    true,
 };
 
 }  // namespace bitpress

@@ -1,9 +1,9 @@
 // Products of bits with codes by table look-up. VPSHUFB looks up 32 bytes at once in a table of 16:
 // four weights are an index, and the table has all sums of the four codes.
 //
-// Such a sum, of up to 1020, takes two bytes. They are the sums of the codes' low halves and of their
-// high halves, 60 at most each. So four look-ups can be added up in bytes before they are widened, and
-// there are no carries from one byte to the other.
+// Such a sum, of up to 1020, takes two bytes. They are the sums of the codes' low halves and of
+// their high halves, 60 at most each. So four look-ups can be added up in bytes before they are
+// widened, and there are no carries from one byte to the other.
 #include <string.h>
 
 #include "avx2_kernels.h"
@@ -25,11 +25,11 @@ struct Places {
 
 constexpr uint8_t kNone = 0x80;
 
-// Of eight numbers, two groups: byte 4 * k + i is for the sum that bits i pick from numbers 2 * k and
-// 2 * k + 1, and this the place of the one for bit `bit`.
+// Of eight numbers, two groups: byte 4 * k + i is for the sum that bits i pick from numbers 2 * k
+// and 2 * k + 1, and this the place of the one for bit `bit`.
 constexpr Places pick_number(int bit) {
   Places places{};
-  for (int i = 0; i < 32; i++) {
+  for (int i = 0; i < 32; ++i) {
     places.at[i] = (i >> bit & 1) != 0 ? static_cast<uint8_t>(i % 16 / 4 * 2 + bit) : kNone;
   }
   return places;
@@ -39,7 +39,7 @@ constexpr Places pick_number(int bit) {
 // `bit` + 1 of a group.
 constexpr Places pick_pair(int group, int bit) {
   Places places{};
-  for (int i = 0; i < 32; i++) {
+  for (int i = 0; i < 32; ++i) {
     places.at[i] = static_cast<uint8_t>(8 * group + 2 * bit + (i % 16 >> bit & 3));
   }
   return places;
@@ -75,7 +75,7 @@ void prepare(const void* in, int64_t pitch, int64_t pixels, int64_t channels, vo
              int32_t* sums) {
   constexpr int64_t kAtOnce = 16;
   uint8_t* to = static_cast<uint8_t*>(out);
-  for (int64_t p = 0; p < pixels; p++) {
+  for (int64_t p = 0; p < pixels; ++p) {
     const uint8_t* from = static_cast<const uint8_t*>(in) + p * pitch;
     __m128i sum = _mm_setzero_si128();
     int64_t c = 0;
@@ -105,22 +105,22 @@ void expand(const void* weights, int vectors, int64_t groups, void* panel) {
   __m256i* to = static_cast<__m256i*>(panel);
   const __m256i half = _mm256_set1_epi8(15);
   if (vectors == 1) {
-    for (int64_t g = 0; g < groups; g++) {
+    for (int64_t g = 0; g < groups; ++g) {
       const __m128i x = _mm_loadu_si128(from + g);
       _mm256_storeu_si256(to + g,
                           _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(x, 4), x), half));
     }
     return;
   }
-  for (int64_t g = 0; g < groups; g++) {
+  for (int64_t g = 0; g < groups; ++g) {
     const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from) + g);
     _mm256_storeu_si256(to + 2 * g, _mm256_and_si256(x, half));
     _mm256_storeu_si256(to + 2 * g + 1, _mm256_and_si256(_mm256_srli_epi16(x, 4), half));
   }
 }
 
-// Sums of one plane's bytes: of each two neighbours as one number of 16 bits, modulo 2^16, and of the
-// odd ones alone.
+// Sums of one plane's bytes: of each two neighbours as one number of 16 bits, modulo 2^16, and of
+// the odd ones alone.
 struct Plane {
   __m256i both, odd;
 };
@@ -141,14 +141,14 @@ inline void add_to(int32_t* sums, __m128i x, bool accumulate) {
   _mm_storeu_si128(to, x);
 }
 
-// Puts low and high halves together and the filters in order. After `expand`, with two vectors, even
-// byte i of the first one is filter 4 * i, the odd byte after it 4 * i + 2; 4 * i + 1 and 4 * i + 3
-// are those of the second vector. With one vector, the second one is its upper half.
+// Puts low and high halves together and the filters in order. After `expand`, with two vectors,
+// even byte i of the first one is filter 4 * i, the odd byte after it 4 * i + 2; 4 * i + 1 and 4 *
+// i + 3 are those of the second vector. With one vector, the second one is its upper half.
 template <int F>
 inline void widen(const Sums (&x)[F], int32_t* sums, bool accumulate) {
   __m256i low[4], high[4];  // of filters 4 * i, 4 * i + 1, ...
   BITPRESS_UNROLL
-  for (int f = 0; f < F; f++) {
+  for (int f = 0; f < F; ++f) {
     low[f] = even_bytes(x[f].low);
     high[f] = even_bytes(x[f].high);
     low[2 + f] = x[f].low.odd;
@@ -163,10 +163,10 @@ inline void widen(const Sums (&x)[F], int32_t* sums, bool accumulate) {
   }
   const __m256i weights = _mm256_set1_epi32(16 << 16 | 1);
   BITPRESS_UNROLL
-  for (int h = 0; h < 2; h++) {
+  for (int h = 0; h < 2; ++h) {
     __m256i wide[4];
     BITPRESS_UNROLL
-    for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < 4; ++k) {
       const __m256i both = h == 0 ? _mm256_unpacklo_epi16(low[k], high[k])
                                   : _mm256_unpackhi_epi16(low[k], high[k]);
       wide[k] = _mm256_madd_epi16(both, weights);
@@ -178,7 +178,7 @@ inline void widen(const Sums (&x)[F], int32_t* sums, bool accumulate) {
     const __m256i ordered[4] = {_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b),
                                 _mm256_unpacklo_epi64(c, d), _mm256_unpackhi_epi64(c, d)};
     BITPRESS_UNROLL
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; ++i) {
       int32_t* to = sums + 16 * h + 4 * i;
       add_to(to, _mm256_castsi256_si128(ordered[i]), accumulate);
       if constexpr (F == 2) {
@@ -203,11 +203,11 @@ inline __attribute__((always_inline)) void look_up(const uint8_t* tables, const 
                                                    int64_t group_pitch, Sums (&sums)[F]) {
   __m256i low[F], high[F];
   BITPRESS_UNROLL
-  for (int n = 0; n < N; n++) {
+  for (int n = 0; n < N; ++n) {
     const __m256i low_table = load_table(tables + n * kGroupBytes);
     const __m256i high_table = load_table(tables + n * kGroupBytes + 16);
     BITPRESS_UNROLL
-    for (int f = 0; f < F; f++) {
+    for (int f = 0; f < F; ++f) {
       __m256i index = _mm256_loadu_si256(
           reinterpret_cast<const __m256i*>(weights + n * group_pitch) + f);
       keep(index);
@@ -220,7 +220,7 @@ inline __attribute__((always_inline)) void look_up(const uint8_t* tables, const 
     }
   }
   BITPRESS_UNROLL
-  for (int f = 0; f < F; f++) {
+  for (int f = 0; f < F; ++f) {
     add_bytes(sums[f].low, low[f]);
     add_bytes(sums[f].high, high[f]);
   }
@@ -239,15 +239,15 @@ struct Block {
   static void run(const Tile& tile) {
     Sums sums[F];
     BITPRESS_UNROLL
-    for (int f = 0; f < F; f++) {
+    for (int f = 0; f < F; ++f) {
       sums[f].low.both = sums[f].low.odd = _mm256_setzero_si256();
       sums[f].high.both = sums[f].high.odd = _mm256_setzero_si256();
     }
     const uint8_t* weights = tile.weights;
     const int64_t pitch = F * kVectorBytes;  // these are all vectors of the block
-    Stretch stretch(tile, kGroupBytes);
+    Runs runs(tile, kGroupBytes);
     const uint8_t* tables;
-    while (int64_t left = stretch.next(tables)) {
+    while (int64_t left = runs.next(tables)) {
       for (; left >= kQuad; left -= kQuad) {
         look_up<kQuad, F>(tables, weights, pitch, sums);
         tables += kQuad * kGroupBytes;
@@ -264,7 +264,7 @@ struct Block {
 
 }  // namespace
 
-const ProductKernel kAvx2LookupI16 = {
+constexpr ProductKernel kAvx2LookupI16 = {
     "lookup_i16",
     BP_U8,
     true,
@@ -279,6 +279,7 @@ const ProductKernel kAvx2LookupI16 = {
     expand,
     1,
     multiply_in_tiles<Block>,
+    true,
 };
 
 }  // namespace bitpress

@@ -1,20 +1,16 @@
 // The AVX2 set.
 #include "avx2_kernels.h"
-#include "ceiling.h"
 #include "pooling.h"
 
 namespace bitpress {
 namespace {
 
-const ProductKernel* const kProducts[] = {&kAvx2LookupI16, &kAvx2ExpandI8, &kAvx2LookupF32,
+constexpr const ProductKernel* kProducts[] = {&kAvx2LookupI16, &kAvx2ExpandI8, &kAvx2LookupF32,
                                           &kAvx2MultiplyF32, nullptr};
 
-double ceiling(const char* kernel) { return ceiling_of(kProducts, kernel); }
-
-const KernelSet kAvx2 = {
+constexpr KernelSet kAvx2 = {
     BP_AVX2,      "avx2",       kProducts, avx2_finish,
     greatest_u8,  greatest_f32, add_f32,   numbers_of_codes,
-    ceiling,
 };
 
 }  // namespace

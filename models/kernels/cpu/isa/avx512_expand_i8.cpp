@@ -4,7 +4,7 @@
 
 #include "avx512_intrinsics.h"
 #include "avx512_kernels.h"
-#include "avx512_pieces.h"
+#include "tiles.h"
 
 namespace bitpress {
 namespace {
@@ -38,59 +38,60 @@ void expand(const void* weights, int vectors, int64_t groups, void* panel) {
 
 struct Block {
   using Sum = int32_t;
-
+  static constexpr int kLanes = bitpress::kLanes;
+  static constexpr int kVectorBytes = 64;
+  static constexpr int64_t kChunk = kWhole;
+  static constexpr int kMostVectors = 4;
+  static constexpr int most_vectors(int) { return kMostVectors; }
   static constexpr int most_pixels(int vectors) {
     return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 8 : 16;
   }
 
   template <int P, int F>
-  static void run(const Piece& piece) {
-    const Window& window = *piece.window;
-    const int64_t pixel_bytes = window.pixel_bytes;
-    const int8_t* panel = static_cast<const int8_t*>(piece.weights);
-    int32_t* sums = static_cast<int32_t*>(piece.sums);
-
+  static void run(const Tile& tile) {
+    const int64_t pixel_bytes = tile.window->pixel_bytes;
+    const uint8_t* weights = tile.weights;
+    int32_t* sums = static_cast<int32_t*>(tile.sums);
     __m512i sum[P][F];
-#pragma GCC unroll 16
+    BITPRESS_UNROLL
     for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
+      BITPRESS_UNROLL
       for (int f = 0; f < F; ++f) {
-        sum[p][f] = piece.accumulate
-                        ? _mm512_loadu_si512(sums + p * piece.sums_pitch + f * kLanes)
-                        : _mm512_setzero_si512();
+        sum[p][f] = tile.accumulate ? _mm512_loadu_si512(sums + p * tile.sums_pitch + f * kLanes)
+                                    : _mm512_setzero_si512();
       }
     }
-    for (int64_t s = 0; s < window.segments; ++s) {
-      const uint8_t* row = window.rows[s] + piece.first_byte;
-      for (int64_t g = 0; g < window.groups; ++g) {
+    Runs runs(tile, kGroupBytes);
+    const uint8_t* row;
+    while (int64_t left = runs.next(row)) {
+      for (; left > 0; --left, row += kGroupBytes, weights += tile.pitch) {
         __m512i weight[F];
-#pragma GCC unroll 4
-        for (int f = 0; f < F; ++f) weight[f] = _mm512_loadu_si512(panel + f * 4 * kLanes);
-#pragma GCC unroll 16
+        BITPRESS_UNROLL
+        for (int f = 0; f < F; ++f) weight[f] = _mm512_loadu_si512(weights + f * kVectorBytes);
+        BITPRESS_UNROLL
         for (int p = 0; p < P; ++p) {
           int32_t four;
-          memcpy(&four, row + p * pixel_bytes, 4);
+          memcpy(&four, row + p * pixel_bytes, sizeof four);
           const __m512i x = _mm512_set1_epi32(four);
-#pragma GCC unroll 4
+          BITPRESS_UNROLL
           for (int f = 0; f < F; ++f) sum[p][f] = _mm512_dpbusd_epi32(sum[p][f], x, weight[f]);
         }
-        row += kGroupBytes;
-        panel += F * 4 * kLanes;
       }
     }
-#pragma GCC unroll 16
+    BITPRESS_UNROLL
     for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
+      BITPRESS_UNROLL
       for (int f = 0; f < F; ++f)
-        _mm512_storeu_si512(sums + p * piece.sums_pitch + f * kLanes, sum[p][f]);
+        _mm512_storeu_si512(sums + p * tile.sums_pitch + f * kLanes, sum[p][f]);
     }
   }
 };
 
 }  // namespace
 
-const ProductKernel kAvx512ExpandI8 = {
+constexpr ProductKernel kAvx512ExpandI8 = {
     "expand_i8", BP_U8,  true, kGroupChannels, kGroupBytes, 1, 4, kLanes, 4, false,
-    prepare,     expand, 4,    multiply_in_pieces<Block>};
+    prepare,     expand, 4,    multiply_in_tiles<Block>,
+    false};
 
 }  // namespace bitpress

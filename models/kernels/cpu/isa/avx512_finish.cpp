@@ -13,14 +13,14 @@ constexpr int kLanes = 16;
 
 // What a tile asks for is either known when compiled, for what is most frequent: one basis with no
 // scale of its own, and no activation but ReLU,
-enum class Sums { kFloat, kOfOnes, kOfSigns };
+enum class Source { kFloat, kOfOnes, kOfSigns };
 enum class Codes { kNone, kFromZero, kFromLow };  // kFromZero: low is 0
 
-template <Sums kSums, bool kResidual, bool kF32, Codes kCodes>
+template <Source kSource, bool kResidual, bool kF32, Codes kCodes>
 struct Frequent {
-  static constexpr bool integer(const Finish&) { return kSums != Sums::kFloat; }
-  static constexpr bool doubled(const Finish&) { return kSums == Sums::kOfOnes; }
-  static constexpr bool window_sums(const Finish&) { return kSums == Sums::kOfOnes; }
+  static constexpr bool integer(const Finish&) { return kSource != Source::kFloat; }
+  static constexpr bool doubled(const Finish&) { return kSource == Source::kOfOnes; }
+  static constexpr bool window_sums(const Finish&) { return kSource == Source::kOfOnes; }
   static constexpr bool weighted(const Finish&) { return false; }
   static constexpr int64_t bases(const Finish&) { return 1; }
   static constexpr bool residual(const Finish&) { return kResidual; }
@@ -128,7 +128,7 @@ struct Block {
     const int64_t at = basis * finish.basis_pitch + (pixel + p) * finish.sums_pitch +
                        channels.first + v * kLanes;
     if (!Asked::integer(finish))
-      return _mm512_loadu_ps(static_cast<const float*>(finish.sums) + at);
+      return channels.load(static_cast<const float*>(finish.sums) + at, 0);
     __m512i z = _mm512_loadu_si512(static_cast<const int32_t*>(finish.sums) + at);
     if (Asked::doubled(finish)) z = _mm512_add_epi32(z, z);
     if (Asked::window_sums(finish))
@@ -221,20 +221,20 @@ inline void finish_as_first_that_fits(const Finish& finish, int64_t pixels, int6
 
 void avx512_finish(const Finish& finish, int64_t pixels, int64_t channels) {
   finish_as_first_that_fits<
-      Frequent<Sums::kOfOnes, false, false, Codes::kFromZero>,
-      Frequent<Sums::kOfOnes, true, true, Codes::kFromZero>,
-      Frequent<Sums::kOfOnes, true, false, Codes::kFromZero>,
-      Frequent<Sums::kOfOnes, false, true, Codes::kFromZero>,
-      Frequent<Sums::kOfOnes, false, true, Codes::kNone>,
-      Frequent<Sums::kOfOnes, true, true, Codes::kNone>,
-      Frequent<Sums::kOfOnes, false, false, Codes::kFromLow>,
-      Frequent<Sums::kOfSigns, false, false, Codes::kFromZero>,
-      Frequent<Sums::kOfSigns, true, true, Codes::kFromZero>,
-      Frequent<Sums::kOfSigns, false, true, Codes::kNone>,
-      Frequent<Sums::kFloat, false, true, Codes::kNone>,
-      Frequent<Sums::kFloat, true, true, Codes::kNone>,
-      Frequent<Sums::kFloat, false, false, Codes::kFromLow>,
-      Frequent<Sums::kFloat, false, true, Codes::kFromLow>, Any<false>, Any<true>>(
+      Frequent<Source::kOfOnes, false, false, Codes::kFromZero>,
+      Frequent<Source::kOfOnes, true, true, Codes::kFromZero>,
+      Frequent<Source::kOfOnes, true, false, Codes::kFromZero>,
+      Frequent<Source::kOfOnes, false, true, Codes::kFromZero>,
+      Frequent<Source::kOfOnes, false, true, Codes::kNone>,
+      Frequent<Source::kOfOnes, true, true, Codes::kNone>,
+      Frequent<Source::kOfOnes, false, false, Codes::kFromLow>,
+      Frequent<Source::kOfSigns, false, false, Codes::kFromZero>,
+      Frequent<Source::kOfSigns, true, true, Codes::kFromZero>,
+      Frequent<Source::kOfSigns, false, true, Codes::kNone>,
+      Frequent<Source::kFloat, false, true, Codes::kNone>,
+      Frequent<Source::kFloat, true, true, Codes::kNone>,
+      Frequent<Source::kFloat, false, false, Codes::kFromLow>,
+      Frequent<Source::kFloat, false, true, Codes::kFromLow>, Any<false>, Any<true>>(
       finish, pixels, channels);
 }
 

@@ -1,10 +1,8 @@
 // Bits times float32 by look-up: four weights are an index into the 16 sums that four activations,
 // each added or subtracted, can have, and VPERMPS looks up 16 filters at once.
-#include <string.h>
-
 #include "avx512_intrinsics.h"
 #include "avx512_kernels.h"
-#include "avx512_pieces.h"
+#include "tiles.h"
 
 namespace bitpress {
 namespace {
@@ -50,86 +48,122 @@ void prepare(const void* in, int64_t pitch, int64_t pixels, int64_t channels, vo
       table += 16;
     }
   }
-  memset(table, 0, (kWordGroups - 1) * kGroupBytes);
 }
+
+// Sums of P pixels for F vectors of 16 filters, on two levels (tiles.h).
+template <int P, int F>
+struct Sums {
+  __m512 fresh[P][F];
+  int64_t room = kFloatChunk;  // groups that may still be added to these
+  bool add;                    // to the sums that are there
+  float* sums;
+  int64_t pitch;
+
+  explicit Sums(const Tile& tile)
+      : add(tile.accumulate), sums(static_cast<float*>(tile.sums)), pitch(tile.sums_pitch) {
+    clear();
+  }
+
+  inline void clear() {
+    BITPRESS_UNROLL
+    for (int p = 0; p < P; ++p) {
+      BITPRESS_UNROLL
+      for (int f = 0; f < F; ++f) fresh[p][f] = _mm512_setzero_ps();
+    }
+  }
+
+  // One group: its look-ups, and the next group's bits moved to where they are looked up.
+  inline void look_up(__m512i (&index)[F], const uint8_t* table, int64_t pixel_bytes) {
+    BITPRESS_UNROLL
+    for (int p = 0; p < P; ++p) {
+      __m512 entries = _mm512_loadu_ps(table + p * pixel_bytes);
+      if (F > 1) pin(entries);
+      BITPRESS_UNROLL
+      for (int f = 0; f < F; ++f) {
+        const __m512 found = _mm512_permutexvar_ps(index[f], entries);
+        fresh[p][f] =
+            (p + f) % 2 == 0 ? _mm512_add_ps(fresh[p][f], found) : added(found, fresh[p][f]);
+        pin(fresh[p][f]);
+      }
+    }
+    BITPRESS_UNROLL
+    for (int f = 0; f < F; ++f) index[f] = _mm512_srli_epi32(index[f], kGroupChannels);
+  }
+
+  inline void flush() {
+    BITPRESS_UNROLL
+    for (int p = 0; p < P; ++p) {
+      BITPRESS_UNROLL
+      for (int f = 0; f < F; ++f) {
+        float* to = sums + p * pitch + f * kLanes;
+        if (add) fresh[p][f] = _mm512_add_ps(_mm512_loadu_ps(to), fresh[p][f]);
+        _mm512_storeu_ps(to, fresh[p][f]);
+      }
+    }
+    clear();
+    add = true;
+    room = kFloatChunk;
+  }
+};
 
 struct Block {
   using Sum = float;
-
+  static constexpr int kLanes = bitpress::kLanes;
+  static constexpr int kVectorBytes = 64;
+  static constexpr int64_t kChunk = kWhole;
+  static constexpr int kMostVectors = 4;
+  static constexpr int most_vectors(int) { return kMostVectors; }
   static constexpr int most_pixels(int vectors) {
     return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 16;
   }
 
-  // One group: its look-ups, and the next group's bits moved to where they are looked up.
-  template <int P, int F>
-  static inline void look_up(__m512 (&sum)[P][F], __m512i (&index)[F], const uint8_t* table,
-                             int64_t pixel_bytes) {
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      __m512 entries = _mm512_loadu_ps(table + p * pixel_bytes);
-      if (F > 1) pin(entries);
-#pragma GCC unroll 4
-      for (int f = 0; f < F; ++f) {
-        const __m512 found = _mm512_permutexvar_ps(index[f], entries);
-        sum[p][f] =
-            (p + f) % 2 == 0 ? _mm512_add_ps(sum[p][f], found) : added(found, sum[p][f]);
-        pin(sum[p][f]);
-      }
-    }
-#pragma GCC unroll 4
-    for (int f = 0; f < F; ++f) index[f] = _mm512_srli_epi32(index[f], kGroupChannels);
+  template <int F>
+  static inline void load(__m512i (&index)[F], const uint8_t* words) {
+    BITPRESS_UNROLL
+    for (int f = 0; f < F; ++f) index[f] = _mm512_loadu_si512(words + f * kVectorBytes);
   }
 
   template <int P, int F>
-  static void run(const Piece& piece) {
-    const Window& window = *piece.window;
-    const int64_t pixel_bytes = window.pixel_bytes;
-    const uint32_t* words = static_cast<const uint32_t*>(piece.weights);
-    float* sums = static_cast<float*>(piece.sums);
-
-    __m512 sum[P][F];
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
-      for (int f = 0; f < F; ++f) {
-        sum[p][f] = piece.accumulate ? _mm512_loadu_ps(sums + p * piece.sums_pitch + f * kLanes)
-                                     : _mm512_setzero_ps();
-      }
-    }
-    for (int64_t s = 0; s < window.segments; ++s) {
-      const uint8_t* table = window.rows[s] + piece.first_byte;
-      int64_t left = window.groups;
-      __m512i index[F];
-      for (; left >= kWordGroups; left -= kWordGroups) {
-#pragma GCC unroll 4
-        for (int f = 0; f < F; ++f) index[f] = _mm512_loadu_si512(words + f * kLanes);
-#pragma GCC unroll 8
-        for (int g = 0; g < kWordGroups; ++g)
-          look_up<P, F>(sum, index, table + g * kGroupBytes, pixel_bytes);
-        words += F * kLanes;
-        table += kWordGroups * kGroupBytes;
+  static void run(const Tile& tile) {
+    const int64_t pixel_bytes = tile.window->pixel_bytes;
+    const uint8_t* words = tile.weights;
+    Sums<P, F> sums(tile);
+    Runs runs(tile, kGroupBytes);
+    const uint8_t* table;
+    __m512i index[F];
+    while (int64_t left = runs.next(table)) {
+      while (left >= kWordGroups) {
+        if (sums.room < kWordGroups) sums.flush();
+        const int64_t most = left < sums.room ? left : sums.room;
+        const int64_t count = most / kWordGroups;
+        for (int64_t i = 0; i < count; ++i) {
+          load<F>(index, words);
+          BITPRESS_UNROLL
+          for (int g = 0; g < kWordGroups; ++g)
+            sums.look_up(index, table + g * kGroupBytes, pixel_bytes);
+          words += tile.pitch;
+          table += kWordGroups * kGroupBytes;
+        }
+        left -= count * kWordGroups;
+        sums.room -= count * kWordGroups;
       }
       if (left > 0) {
-#pragma GCC unroll 4
-        for (int f = 0; f < F; ++f) index[f] = _mm512_loadu_si512(words + f * kLanes);
-        for (; left > 0; --left, table += kGroupBytes)
-          look_up<P, F>(sum, index, table, pixel_bytes);
-        words += F * kLanes;
+        if (sums.room < left) sums.flush();
+        sums.room -= left;
+        load<F>(index, words);
+        for (; left > 0; --left, table += kGroupBytes) sums.look_up(index, table, pixel_bytes);
+        words += tile.pitch;
       }
     }
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
-      for (int f = 0; f < F; ++f)
-        _mm512_storeu_ps(sums + p * piece.sums_pitch + f * kLanes, sum[p][f]);
-    }
+    sums.flush();
   }
 };
 
 }  // namespace
 
-const ProductKernel kAvx512LookupF32 = {
+constexpr ProductKernel kAvx512LookupF32 = {
     "lookup_f32", BP_F32,  true, kGroupChannels, kGroupBytes, kWordGroups, 32, kLanes, 4, false,
-    prepare,      nullptr, 0,    multiply_in_pieces<Block>};
+    prepare,      nullptr, 0,    multiply_in_tiles<Block>,
+    true};
 
 }  // namespace bitpress

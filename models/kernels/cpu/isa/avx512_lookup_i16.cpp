@@ -4,7 +4,7 @@
 
 #include "avx512_intrinsics.h"
 #include "avx512_kernels.h"
-#include "avx512_pieces.h"
+#include "tiles.h"
 
 namespace bitpress {
 namespace {
@@ -95,7 +95,6 @@ void prepare(const void* in, int64_t pitch, int64_t pixels, int64_t channels, vo
       to += kGroupBytes;
     }
   }
-  memset(to, 0, (kWordGroups - 1) * kGroupBytes);
 }
 
 // Sums of P pixels for F vectors of 32 filters, in 16 bits until those are full.
@@ -107,10 +106,8 @@ struct Sums {
   int32_t* sums;
   int64_t pitch;
 
-  explicit Sums(const Piece& piece)
-      : add(piece.accumulate),
-        sums(static_cast<int32_t*>(piece.sums)),
-        pitch(piece.sums_pitch) {
+  explicit Sums(const Tile& tile)
+      : add(tile.accumulate), sums(static_cast<int32_t*>(tile.sums)), pitch(tile.sums_pitch) {
     clear();
   }
 
@@ -166,13 +163,17 @@ struct Sums {
 
 struct Block {
   using Sum = int32_t;
-
+  static constexpr int kLanes = bitpress::kLanes;
+  static constexpr int kVectorBytes = 64;
+  static constexpr int64_t kChunk = kWhole;
+  static constexpr int kMostVectors = 4;
+  static constexpr int most_vectors(int) { return kMostVectors; }
   static constexpr int most_pixels(int vectors) { return vectors == 4 ? 5 : vectors == 3 ? 6 : 8; }
 
   template <int F>
-  static inline void load(__m512i (&index)[F], const uint16_t* words) {
+  static inline void load(__m512i (&index)[F], const uint8_t* words) {
 #pragma GCC unroll 4
-    for (int f = 0; f < F; ++f) index[f] = _mm512_loadu_si512(words + f * kLanes);
+    for (int f = 0; f < F; ++f) index[f] = _mm512_loadu_si512(words + f * kVectorBytes);
   }
 
   template <int F>
@@ -182,14 +183,13 @@ struct Block {
   }
 
   template <int P, int F>
-  static void run(const Piece& piece) {
-    const Window& window = *piece.window;
-    const int64_t pixel_bytes = window.pixel_bytes;
-    const uint16_t* words = static_cast<const uint16_t*>(piece.weights);
-    Sums<P, F> sums(piece);
-    for (int64_t s = 0; s < window.segments; ++s) {
-      const uint8_t* table = window.rows[s] + piece.first_byte;
-      int64_t left = window.groups;
+  static void run(const Tile& tile) {
+    const int64_t pixel_bytes = tile.window->pixel_bytes;
+    const uint8_t* words = tile.weights;
+    Sums<P, F> sums(tile);
+    Runs runs(tile, kGroupBytes);
+    const uint8_t* table;
+    while (int64_t left = runs.next(table)) {
       while (left >= kWordGroups) {
         if (sums.room < kWordGroups) sums.widen();
         const int64_t most = left < sums.room ? left : sums.room;
@@ -202,7 +202,7 @@ struct Block {
           sums.look_up(index, table + kGroupBytes, pixel_bytes);
           shift<F>(index);
           sums.look_up(index, table + 2 * kGroupBytes, pixel_bytes);
-          words += F * kLanes;
+          words += tile.pitch;
           table += kWordGroups * kGroupBytes;
         }
         left -= count * kWordGroups;
@@ -218,7 +218,7 @@ struct Block {
           shift<F>(index);
           table += kGroupBytes;
         }
-        words += F * kLanes;
+        words += tile.pitch;
       }
     }
     sums.widen();
@@ -227,8 +227,9 @@ struct Block {
 
 }  // namespace
 
-const ProductKernel kAvx512LookupI16 = {
+constexpr ProductKernel kAvx512LookupI16 = {
     "lookup_i16", BP_U8,   true, kGroupChannels, kGroupBytes, kWordGroups, 16, kLanes, 4, true,
-    prepare,      nullptr, 0,    multiply_in_pieces<Block>};
+    prepare,      nullptr, 0,    multiply_in_tiles<Block>,
+    true};
 
 }  // namespace bitpress

@@ -16,10 +16,11 @@ namespace {
 // e = RN(r * (1 - r * step)), where the bracket is -a, exactly. Then r + e is 1 / step but for a
 // factor within 1 +- 2^-47, and t * r + RN(t * e) is t / step but for one within 1 +- 2^-46. An FMA
 // rounds that once. The result is another than RN(t / step) only where t / step is nearer than that
-// to the middle of two neighbours of binary32, a number M of 25 bits, M odd. Write t as T * 2^j and
-// step as S * 2^k, T of 24 bits and S of at most 20. T * 2^(j - k) = M * S, below 2^45, is possible
-// only if M divides T, which is less than M; so the two differ by 1 at least, by a factor beyond
-// 1 +- 2^-45.
+// to the middle of two neighbours of binary32, M * 2^i with M odd and of 25 bits. Write t as T *
+// 2^j and step as S * 2^k, T of 24 bits and S of at most 20. T * 2^j and M * S * 2^(i + k) are not
+// equal, for M, odd, does not divide T, which is less than M. Divided by the lesser of the two
+// powers of 2, both are integers, and differ by 1 at least; and one of them is just M * S, below
+// 2^45, or just T, below 2^24. So they differ by a factor beyond 1 +- 2^-45.
 //
 // So steps of at most 20 significant bits (bitpress writes 16) are divided by in this way; others,
 // and those so small or large that something could underflow, by VDIVPS.

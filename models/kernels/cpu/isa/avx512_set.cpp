@@ -73,15 +73,16 @@ void numbers_of_codes(const uint8_t* in, float step, float low, float* out, int6
   }
 }
 
-constexpr KernelSet kSet = {BP_AVX512,    "avx512",     kAvx512Products, avx512_finish,
-                            greatest_u8,  greatest_f32, add_f32,         numbers_of_codes,
-                            avx512_ceiling};
+constexpr const ProductKernel* kProducts[] = {&kAvx512LookupI16, &kAvx512ExpandI8,
+                                             &kAvx512LookupF32, &kAvx512MultiplyF32, nullptr};
+
+constexpr KernelSet kAvx512 = {
+    BP_AVX512,    "avx512",     kProducts, avx512_finish,
+    greatest_u8,  greatest_f32, add_f32,   numbers_of_codes,
+};
 
 }  // namespace
 
-const ProductKernel* const kAvx512Products[] = {&kAvx512LookupI16, &kAvx512ExpandI8,
-                                                &kAvx512LookupF32, &kAvx512MultiplyF32, nullptr};
-
-const KernelSet* avx512_kernels() { return &kSet; }
+const KernelSet* avx512_kernels() { return &kAvx512; }
 
 }  // namespace bitpress

@@ -1,5 +1,5 @@
-// Loops that a compiler turns into the SIMD of whatever instruction set it compiles for. Included by
-// each set's source file, with internal linkage.
+// Loops that a compiler turns into the SIMD of whatever instruction set it compiles for. Included
+// by each set's source file, with internal linkage.
 #pragma once
 #include <stdint.h>
 
@@ -16,16 +16,16 @@ void greatest_of(const Number* const* in, int64_t inputs, int64_t count, Number*
   int64_t c = 0;
   for (; c + kAtOnce <= count; c += kAtOnce) {
     Number most[kAtOnce];
-    for (int k = 0; k < kAtOnce; k++) most[k] = in[0][c + k];
-    for (int64_t i = 1; i < inputs; i++) {
+    for (int k = 0; k < kAtOnce; ++k) most[k] = in[0][c + k];
+    for (int64_t i = 1; i < inputs; ++i) {
       const Number* x = in[i] + c;
-      for (int k = 0; k < kAtOnce; k++) most[k] = greater(most[k], x[k]);
+      for (int k = 0; k < kAtOnce; ++k) most[k] = greater(most[k], x[k]);
     }
-    for (int k = 0; k < kAtOnce; k++) out[c + k] = most[k];
+    for (int k = 0; k < kAtOnce; ++k) out[c + k] = most[k];
   }
-  for (; c < count; c++) {
+  for (; c < count; ++c) {
     Number most = in[0][c];
-    for (int64_t i = 1; i < inputs; i++) most = greater(most, in[i][c]);
+    for (int64_t i = 1; i < inputs; ++i) most = greater(most, in[i][c]);
     out[c] = most;
   }
 }
@@ -39,11 +39,11 @@ void greatest_f32(const float* const* in, int64_t inputs, int64_t count, float* 
 }
 
 void add_f32(float* out, const float* in, int64_t count) {
-  for (int64_t i = 0; i < count; i++) out[i] += in[i];
+  for (int64_t i = 0; i < count; ++i) out[i] += in[i];
 }
 
 void numbers_of_codes(const uint8_t* in, float step, float low, float* out, int64_t count) {
-  for (int64_t i = 0; i < count; i++) out[i] = static_cast<float>(in[i]) * step + low;
+  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(in[i]) * step + low;
 }
 
 }  // namespace

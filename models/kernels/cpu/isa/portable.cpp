@@ -1,6 +1,5 @@
 // The kernels for any processor: plain C++ that a compiler can vectorise for its baseline.
 #include "../kernel_set.h"
-#include "ceiling.h"
 #include "pooling.h"
 #include "portable_expand_i16.h"
 #include "portable_finish.h"
@@ -9,14 +8,11 @@
 namespace bitpress {
 namespace {
 
-const ProductKernel* const kProducts[] = {&kExpandI16, &kExpandF32, &kMultiplyF32, nullptr};
+constexpr const ProductKernel* kProducts[] = {&kExpandI16, &kExpandF32, &kMultiplyF32, nullptr};
 
-double ceiling(const char* kernel) { return ceiling_of(kProducts, kernel); }
-
-const KernelSet kPortable = {
+constexpr KernelSet kPortable = {
     BP_PORTABLE,  "portable",   kProducts, finish_tile,
     greatest_u8,  greatest_f32, add_f32,   numbers_of_codes,
-    ceiling,
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Products of bits with codes, in vectors of gcc and clang: the bits as masks of 16 bits, under which
-// the codes that count as ones are added.
+// Products of bits with codes, in vectors of gcc and clang: the bits as masks of 16 bits, under
+// which the codes that count as ones are added.
 //
 // Only portable.cpp includes this file, so that everything has internal linkage.
 #pragma once
@@ -11,13 +11,12 @@ namespace {
 void prepare_codes(const void* in, int64_t pitch, int64_t pixels, int64_t channels, void* out,
                    int32_t* sums) {
   uint8_t* to = static_cast<uint8_t*>(out);
-  for (int64_t p = 0; p < pixels; p++, to += channels) {
+  for (int64_t p = 0; p < pixels; ++p, to += channels) {
     memcpy(to, static_cast<const uint8_t*>(in) + p * pitch, static_cast<size_t>(channels));
     uint32_t sum = 0;
-    for (int64_t c = 0; c < channels; c++) sum += to[c];
+    for (int64_t c = 0; c < channels; ++c) sum += to[c];
     sums[p] = static_cast<int32_t>(sum);
   }
-  memset(to, 0, kWordBits - 1);
 }
 
 struct MaskBlock {
@@ -34,26 +33,26 @@ struct MaskBlock {
     U16x8 sums[P][F] = {};
     const uint8_t* masks = tile.weights;
     const int64_t pixel_bytes = tile.window->pixel_bytes;
-    Stretch stretch(tile, 1);
+    Runs runs(tile, 1);
     const uint8_t* codes;
-    while (const int64_t groups = stretch.next(codes)) {
-      for (int64_t g = 0; g < groups; g++, codes++, masks += tile.group_pitch) {
+    while (const int64_t groups = runs.next(codes)) {
+      for (int64_t g = 0; g < groups; ++g, ++codes, masks += tile.pitch) {
         U16x8 x[P];
         BITPRESS_UNROLL
-        for (int p = 0; p < P; p++) x[p] = U16x8{} + uint16_t{codes[p * pixel_bytes]};
+        for (int p = 0; p < P; ++p) x[p] = U16x8{} + uint16_t{codes[p * pixel_bytes]};
         BITPRESS_UNROLL
-        for (int f = 0; f < F; f++) {
+        for (int f = 0; f < F; ++f) {
           const U16x8 mask = load<U16x8>(masks + f * kVectorBytes);
           BITPRESS_UNROLL
-          for (int p = 0; p < P; p++) sums[p][f] += x[p] & mask;
+          for (int p = 0; p < P; ++p) sums[p][f] += x[p] & mask;
         }
       }
     }
-    for (int p = 0; p < P; p++) {
+    for (int p = 0; p < P; ++p) {
       uint16_t made[F * kLanes];
       memcpy(made, sums[p], sizeof made);
       uint32_t* to = static_cast<uint32_t*>(tile.sums) + p * tile.sums_pitch;
-      for (int f = 0; f < F * kLanes; f++) to[f] = (tile.accumulate ? to[f] : 0) + made[f];
+      for (int f = 0; f < F * kLanes; ++f) to[f] = (tile.accumulate ? to[f] : 0) + made[f];
     }
   }
 };
@@ -65,16 +64,16 @@ void expand_to_masks(const void* weights, int vectors, int64_t groups, void* pan
   const int64_t pitch = vectors * MaskBlock::kVectorBytes;
   for (int64_t left = groups; left > 0; left -= kWordBits, masks += kWordBits * pitch) {
     const int64_t bits = left < kWordBits ? left : kWordBits;
-    for (int v = 0; v < vectors; v++, words += MaskBlock::kLanes) {
+    for (int v = 0; v < vectors; ++v, words += MaskBlock::kLanes) {
       U16x8 word = __builtin_convertvector(load<U8x8>(words), U16x8);
-      for (int64_t g = 0; g < bits; g++, word >>= 1) {
+      for (int64_t g = 0; g < bits; ++g, word >>= 1) {
         store(masks + g * pitch + v * MaskBlock::kVectorBytes, -(word & 1));
       }
     }
   }
 }
 
-const ProductKernel kExpandI16 = {
+constexpr ProductKernel kExpandI16 = {
     "expand_i16",
     BP_U8,
     true,
@@ -89,6 +88,7 @@ const ProductKernel kExpandI16 = {
     expand_to_masks,
     sizeof(uint16_t),
     multiply_in_tiles<MaskBlock>,
+    false,
 };
 
 }  // namespace

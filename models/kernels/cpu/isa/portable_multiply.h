@@ -11,56 +11,49 @@ namespace {
 void prepare_numbers(const void* in, int64_t pitch, int64_t pixels, int64_t channels, void* out,
                      int32_t*) {
   float* to = static_cast<float*>(out);
-  for (int64_t p = 0; p < pixels; p++, to += channels) {
+  for (int64_t p = 0; p < pixels; ++p, to += channels) {
     memcpy(to, static_cast<const float*>(in) + p * pitch,
            static_cast<size_t>(channels) * sizeof(float));
   }
-}
-
-// For bits, whose words are of eight groups.
-void prepare_numbers_of_words(const void* in, int64_t pitch, int64_t pixels, int64_t channels,
-                              void* out, int32_t* sums) {
-  prepare_numbers(in, pitch, pixels, channels, out, sums);
-  memset(static_cast<float*>(out) + pixels * channels, 0, (kWordBits - 1) * sizeof(float));
 }
 
 struct MultiplyBlock {
   using Sum = float;
   static constexpr int kLanes = 4;
   static constexpr int kVectorBytes = 16;
-  static constexpr int kChunk = 128;
+  static constexpr int64_t kChunk = kFloatChunk;
   static constexpr int kMostVectors = 4;
   static constexpr int most_vectors(int) { return kMostVectors; }
   static constexpr int most_pixels(int vectors) { return vectors <= 2 ? 4 : 3; }
 
-  // Each sum is added up in the order of the groups, so that it does not depend on the tile.
   template <int P, int F>
   static void run(const Tile& tile) {
-    float* const to = static_cast<float*>(tile.sums);
     F32x4 sums[P][F] = {};
-    if (tile.accumulate) {
-      for (int p = 0; p < P; p++) memcpy(sums[p], to + p * tile.sums_pitch, sizeof sums[p]);
-    }
     const uint8_t* weights = tile.weights;
     const int64_t pixel_bytes = tile.window->pixel_bytes;
-    Stretch stretch(tile, sizeof(float));
+    Runs runs(tile, sizeof(float));
     const uint8_t* numbers;
-    while (const int64_t groups = stretch.next(numbers)) {
-      for (int64_t g = 0; g < groups; g++) {
+    while (const int64_t groups = runs.next(numbers)) {
+      for (int64_t g = 0; g < groups; ++g) {
         F32x4 w[F];
         BITPRESS_UNROLL
-        for (int f = 0; f < F; f++) w[f] = load<F32x4>(weights + f * kVectorBytes);
+        for (int f = 0; f < F; ++f) w[f] = load<F32x4>(weights + f * kVectorBytes);
         BITPRESS_UNROLL
-        for (int p = 0; p < P; p++) {
+        for (int p = 0; p < P; ++p) {
           const float x = *reinterpret_cast<const float*>(numbers + p * pixel_bytes);
           BITPRESS_UNROLL
-          for (int f = 0; f < F; f++) sums[p][f] += x * w[f];
+          for (int f = 0; f < F; ++f) sums[p][f] += x * w[f];
         }
         numbers += sizeof(float);
-        weights += tile.group_pitch;
+        weights += tile.pitch;
       }
     }
-    for (int p = 0; p < P; p++) memcpy(to + p * tile.sums_pitch, sums[p], sizeof sums[p]);
+    for (int p = 0; p < P; ++p) {
+      float* to = static_cast<float*>(tile.sums) + p * tile.sums_pitch;
+      for (int f = 0; f < F; ++f, to += kLanes) {
+        store(to, tile.accumulate ? load<F32x4>(to) + sums[p][f] : sums[p][f]);
+      }
+    }
   }
 };
 
@@ -73,9 +66,9 @@ void expand_to_signs(const void* weights, int vectors, int64_t groups, void* pan
   const int64_t pitch = vectors * MultiplyBlock::kVectorBytes;
   for (int64_t left = groups; left > 0; left -= kWordBits, signs += kWordBits * pitch) {
     const int64_t bits = left < kWordBits ? left : kWordBits;
-    for (int v = 0; v < vectors; v++, words += MultiplyBlock::kLanes) {
+    for (int v = 0; v < vectors; ++v, words += MultiplyBlock::kLanes) {
       U32x4 unset = ~__builtin_convertvector(load<U8x4>(words), U32x4);
-      for (int64_t g = 0; g < bits; g++, unset >>= 1) {
+      for (int64_t g = 0; g < bits; ++g, unset >>= 1) {
         const U32x4 number = (unset & 1) << 31 | 0x3F800000u;  // 1, or -1
         store(signs + g * pitch + v * MultiplyBlock::kVectorBytes, number);
       }
@@ -83,7 +76,7 @@ void expand_to_signs(const void* weights, int vectors, int64_t groups, void* pan
   }
 }
 
-const ProductKernel kExpandF32 = {
+constexpr ProductKernel kExpandF32 = {
     "expand_f32",
     BP_F32,
     true,
@@ -94,13 +87,14 @@ const ProductKernel kExpandF32 = {
     MultiplyBlock::kLanes,
     kMultiplyVectors,
     false,
-    prepare_numbers_of_words,
+    prepare_numbers,
     expand_to_signs,
     sizeof(float),
     multiply_in_tiles<MultiplyBlock>,
+    false,
 };
 
-const ProductKernel kMultiplyF32 = {
+constexpr ProductKernel kMultiplyF32 = {
     "multiply_f32",
     BP_F32,
     false,
@@ -115,6 +109,7 @@ const ProductKernel kMultiplyF32 = {
     nullptr,
     0,
     multiply_in_tiles<MultiplyBlock>,
+    false,
 };
 
 }  // namespace
