@@ -503,4 +503,75 @@ Case draw_extreme_case(Random& random) {
   return drawn;
 }
 
+Case draw_biased_case(Random& random) {
+  Case drawn;
+  drawn.images = drawn.max_images = random.between(1, 2);
+  drawn.threads = static_cast<int>(random.between(1, 3));
+  const bool map = random.chance(0.3);  // else a linear layer
+  const int64_t channels =
+      map ? random.between(512, 1024)
+          : random.pick<int64_t>({1152, 4608, 9216, 25088, random.between(4608, 25088)});
+  const int64_t side = map ? random.between(3, 4) : 1;
+  Draft& draft = drawn.draft;
+  const int numbers = draft.add_value(channels, side, side, BP_F32);
+  draft.add_step(BP_INPUT).out_f32 = numbers;
+  drawn.x.assign(drawn.images * elements(draft.values()[numbers]),
+                 random.pick({0.1f, 0.3f, 0.7f, 2.55f}));
+
+  bp_step product = draft.add_step(BP_PRODUCT, numbers);
+  draft.steps().pop_back();
+  product.filters = random.between(1, 40);
+  if (map) {
+    product.kernel_rows = product.kernel_columns = 3;
+    product.padding_rows = product.padding_columns = random.between(0, 1);
+  }
+  const int64_t size = product.kernel_rows * product.kernel_columns * channels;
+  if (random.chance(0.3)) {
+    product.weight = draft.keep(std::vector<float>(product.filters * size, 1.0f));
+  } else {
+    product.row_bytes = (size + 7) / 8;
+    std::vector<uint8_t> bits(product.filters * product.row_bytes, 255);
+    for (int64_t row = 1; row <= product.filters && size % 8 != 0; ++row) {
+      bits[row * product.row_bytes - 1] = static_cast<uint8_t>((1 << size % 8) - 1);
+    }
+    product.packed_bits = draft.keep(std::move(bits));
+  }
+  const int64_t made = windows(side, product.kernel_rows, 1, product.padding_rows, 1);
+  product.out_f32 = draft.add_value(product.filters, made, made, BP_F32);
+  draft.steps().push_back(product);
+  return drawn;
+}
+
+Case draw_halfway_case(Random& random) {
+  Case drawn;
+  Draft& draft = drawn.draft;
+  const int bits = random.pick({8, 8, 4, 2, 1});
+  const int levels = 1 << bits;
+  // A fraction of some bits, as calibration gives them, or of all.
+  const int64_t fraction_bits = random.chance(0.7) ? random.between(2, 20) : 24;
+  const int64_t fraction = random.between(int64_t{1} << (fraction_bits - 1),
+                                          (int64_t{1} << fraction_bits) - 1);
+  const auto step =
+      std::ldexp(static_cast<float>(fraction), static_cast<int>(random.between(-30, 4)));
+  const int zero = random.pick({0, 0, levels / 2, static_cast<int>(random.between(0, levels - 1))});
+  const float low = -static_cast<float>(zero) * step;
+  for (int q = -zero - 1; q <= levels - zero; ++q) {
+    const auto between = static_cast<float>((q + 0.5) * static_cast<double>(step));
+    float above = between, below = between;
+    drawn.x.push_back(between);
+    for (int i = 0; i < 3; ++i) {
+      drawn.x.push_back(above = std::nextafter(above, INFINITY));
+      drawn.x.push_back(below = std::nextafter(below, -INFINITY));
+    }
+  }
+  const auto count = static_cast<int64_t>(drawn.x.size());
+  bp_step& input = draft.add_step(BP_INPUT);
+  input.bits = bits;
+  input.step = step;
+  input.low = low;
+  input.out_u8 = draft.add_value(count, 1, 1, BP_U8);
+  draft.steps()[0].out_f32 = draft.add_value(count, 1, 1, BP_F32);
+  return drawn;
+}
+
 }  // namespace bitpress::check

@@ -21,4 +21,10 @@ Case draw_case(Random& random, bool large);
 // A deep product of one kind of numbers and weights throughout, where sums are greatest.
 Case draw_extreme_case(Random& random);
 
+// A deep product of float32 numbers that are all alike: each addition errs to the same side.
+Case draw_biased_case(Random& random);
+
+// Codes of the numbers halfway between two of them, and of their neighbours.
+Case draw_halfway_case(Random& random);
+
 }  // namespace bitpress::check

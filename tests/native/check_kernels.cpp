@@ -54,6 +54,8 @@ Case case_of(uint64_t seed, int64_t number) {
   Random random(seed * 1000003 + static_cast<uint64_t>(number));
   random.next();
   if (number % 16 == 7) return draw_extreme_case(random);
+  if (number % 16 == 11) return draw_biased_case(random);
+  if (number % 8 == 5) return draw_halfway_case(random);
   return draw_case(random, number % 32 == 30);
 }
 

@@ -1,6 +1,7 @@
 #include "comparison.h"
 
 #include <algorithm>
+#include <cfenv>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -25,6 +26,20 @@ std::string text(const char* format, Arguments... arguments) {
   return line;
 }
 
+// While it lives, the thread rounds another way than programs are to do.
+class OddRounding {
+ public:
+  explicit OddRounding(bool wanted) : before_(std::fegetround()) {
+    if (wanted) std::fesetround(FE_UPWARD);
+    set_ = std::fegetround();
+  }
+  ~OddRounding() { std::fesetround(before_); }
+  bool kept() const { return std::fegetround() == set_; }
+
+ private:
+  int before_, set_;
+};
+
 // What a program makes of the case's input; or a sentence in `error`.
 struct Run {
   std::vector<float> y;
@@ -32,7 +47,7 @@ struct Run {
 };
 
 Run run(const Draft& draft, const Case& drawn, int32_t isa, int threads, int64_t max_images,
-        bool twice_at_once = false) {
+        bool twice_at_once = false, bool odd_rounding = false) {
   Run done;
   char error[512] = "";
   bp_program* made = nullptr;
@@ -58,7 +73,9 @@ Run run(const Draft& draft, const Case& drawn, int32_t isa, int threads, int64_t
       done.error = "two calls at once came to different results";
     }
   } else {
+    const OddRounding rounding(odd_rounding);
     status = bp_program_run(program.get(), drawn.x.data(), drawn.images, done.y.data());
+    if (!rounding.kept()) done.error = "a run changed how its caller rounds";
   }
   if (status != BP_OK) done.error = text("bp_program_run: status %d", status);
   if (bp_program_weight_bytes(program.get()) < 0 || bp_program_scratch_bytes(program.get()) < 0 ||
@@ -234,17 +251,20 @@ Outcome compare(const Case& drawn, int32_t isa) {
       }
       outcome.difference = compare_values(draft, values, drawn, outcome.numbers);
     }
-    if (outcome.difference.empty()) {
+    for (const bool odd_rounding : {false, true}) {
+      if (!outcome.difference.empty()) break;
       const int threads = drawn.threads % 3 + 1;
-      const Run again = run(shown, drawn, isa, threads, drawn.images, round == 0);
+      const bool at_once = round == 0 && !odd_rounding;
+      const Run again = run(shown, drawn, isa, threads, drawn.images, at_once, odd_rounding);
       outcome.difference = again.error;
       if (again.error.empty() && again.y != done.y) {
         outcome.difference =
-            text("other results with %d threads, %lld images at once", threads,
-                 static_cast<long long>(drawn.images));
+            text("other results with %d threads, %lld images at once%s", threads,
+                 static_cast<long long>(drawn.images),
+                 odd_rounding ? ", in a thread that rounds upward" : "");
       }
     }
-    outcome.runs += 2;
+    outcome.runs += 3;
     if (!outcome.difference.empty()) {
       outcome.difference += text("\n  %lld images, %lld at once, %d threads, kernels:%s\n",
                                  static_cast<long long>(drawn.images),

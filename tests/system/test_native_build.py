@@ -105,6 +105,9 @@ def test_a_damaged_program_is_refused_or_harmless(build: Path) -> None:
 def test_the_library_is_clean_under_sanitizers_and_valgrind() -> None:
     said = ran("tests/native/sanitize", SCALE="10")
     assert "== address" in said and "== threads" in said and "== valgrind" in said
+    there = shutil.which("valgrind") is not None
+    assert ("valgrind found nothing" in said) == there
+    assert ("SKIPPED: there is no valgrind" in said) != there
 
 
 @pytest.mark.slow

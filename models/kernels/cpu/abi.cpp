@@ -6,6 +6,7 @@
 #include <new>
 #include <string>
 
+#include "ceiling.h"
 #include "checks.h"
 #include "program.h"
 #include "timing.h"
@@ -97,7 +98,7 @@ double bp_time_product(int32_t isa, int32_t threads, const bp_step* step, const 
 double bp_ceiling(int32_t isa, const char* kernel) {
   const bitpress::KernelSet* set = bitpress::kernel_set(isa);
   if (set == nullptr || kernel == nullptr) return 0;
-  return guarded<double>(0, [&] { return set->ceiling(kernel); });
+  return guarded<double>(0, [&] { return bitpress::ceiling(*set, kernel); });
 }
 
 int32_t bp_program_create(const bp_program_spec* spec, bp_program** program, char* error,

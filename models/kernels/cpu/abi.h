@@ -57,7 +57,8 @@ typedef struct bp_value {
 //   x = activation(x)
 //   out_f32 = x               where out_f32 is a value
 //   out_u8 = q                where out_u8 is a value, q = clamp(floor((x - low) / step + 0.5), 0,
-//                             2^bits - 1); for one bit, q = (x >= low + step / 2)
+//                             2^bits - 1); for one bit, q = (x >= low + step / 2); the q of a NaN
+//                             is 0
 //
 // Integer sums are rounded to binary32 first. With several bases, or base_scale, x is
 // base_scale[0][c] * z[0][c] + base_scale[1][c] * z[1][c] + ... in this order (docs/FORMAT.md 4.4).
@@ -132,7 +133,9 @@ BP_API double bp_time_product(int32_t isa, int32_t threads, const bp_step* step,
 // what a layer can reach at most. 0 where the instruction set has no such loop.
 BP_API double bp_ceiling(int32_t isa, const char* kernel);
 
-// Nothing that the spec points to is needed afterwards.
+// Nothing that the spec points to is needed afterwards. The arena is memory that is only reserved
+// (MAP_NORESERVE): pages are had when a run first touches them, so that max_images costs nothing
+// before such a batch comes, and a system without memory then ends the process, not the call.
 BP_API int32_t bp_program_create(const bp_program_spec* spec, bp_program** program, char* error,
                                  int64_t error_bytes);
 BP_API void bp_program_destroy(bp_program* program);

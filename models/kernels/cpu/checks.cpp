@@ -13,7 +13,7 @@
 namespace bitpress {
 namespace {
 
-constexpr int64_t kMaxCount = 1 << 20;   // of values, steps; also a kernel's and channels' limit
+constexpr int64_t kMaxCount = 1 << 20;   // of values, steps; and of a window's sizes
 constexpr int64_t kMaxThreads = 1024;
 constexpr int64_t kMaxBases = 64;
 constexpr int64_t kMaxBytes = INT64_C(1) << 42;  // of the arena

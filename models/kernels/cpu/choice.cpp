@@ -12,8 +12,6 @@ namespace {
 // times taps that it serves.
 constexpr int64_t kUsesOfATable = 96;
 
-bool looks_up(const ProductKernel& kernel) { return kernel.bits && kernel.expand == nullptr; }
-
 }  // namespace
 
 std::vector<const ProductKernel*> candidates(const KernelSet& set, const bp_step& step,
@@ -29,7 +27,7 @@ std::vector<const ProductKernel*> candidates(const KernelSet& set, const bp_step
                          ceil_div(g.kernel_columns, g.stride_columns);
     const bool tables_pay = g.group_filters * taps >= kUsesOfATable;
     std::stable_partition(found.begin(), found.end(), [&](const ProductKernel* kernel) {
-      return looks_up(*kernel) == tables_pay;
+      return kernel->tables == tables_pay;
     });
   }
   return found;

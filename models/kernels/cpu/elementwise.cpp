@@ -30,13 +30,15 @@ class Elementwise final : public Step {
   double unit_cost() const override { return kNumbers * kNanosecondsPerNumber; }
   int64_t scratch_bytes() const override {
     Layout layout;
-    layout.take<float>(std::max(kNumbers, pixels_ * in0_.channels) + 16);
+    take_numbers(layout);
     return layout.bytes();
   }
   int64_t weight_bytes() const override { return finishing_.bytes(); }
 
   void run(const Batch& batch, Team& team, int member, uint8_t* scratch) const override {
     const int64_t all = units(batch.images);
+    Layout layout(scratch);
+    float* numbers = take_numbers(layout);
     for (;;) {
       const Stretch taken = team.take(member, 1, all, all);
       if (taken.empty()) return;
@@ -45,11 +47,11 @@ class Elementwise final : public Step {
           const int64_t first = unit * kNumbers;
           const int64_t count = std::min(kNumbers, batch.images * in0_.numbers() - first);
           // As one pixel of `count` channels.
-          finish(batch, scratch, first, finishing_.at(batch, 0, first), 1, count);
+          finish(batch, numbers, first, finishing_.at(batch, 0, first), 1, count);
         } else {
           const int64_t first = unit * pixels_;
           const int64_t count = std::min(pixels_, batch.images * in0_.pixels() - first);
-          finish(batch, scratch, first * in0_.channels, finishing_.at(batch, first, 0), count,
+          finish(batch, numbers, first * in0_.channels, finishing_.at(batch, first, 0), count,
                  in0_.channels);
         }
       }
@@ -57,13 +59,20 @@ class Elementwise final : public Step {
   }
 
  private:
-  void finish(const Batch& batch, uint8_t* scratch, int64_t first, Finish finish, int64_t pixels,
+  float* take_numbers(Layout& layout) const {
+    return layout.take<float>(std::max(kNumbers, pixels_ * in0_.channels) + kSpareSums);
+  }
+
+  void finish(const Batch& batch, float* numbers, int64_t first, Finish finish, int64_t pixels,
               int64_t channels) const {
+    finish.sums = numbers;
     if (in0_.codes) {
-      float* numbers = reinterpret_cast<float*>(scratch);
       set_.numbers_of_codes(in0_.at<const uint8_t>(batch) + first, in_step_, in_low_, numbers,
                             pixels * channels);
-      finish.sums = numbers;
+    } else if (channels % kSpareSums != 0) {
+      // Not in place, where what is read beyond the last pixel may be another thread's to write.
+      memcpy(numbers, in0_.at<const float>(batch) + first,
+             static_cast<size_t>(pixels * channels) * sizeof(float));
     } else {
       finish.sums = in0_.at<const float>(batch) + first;
     }

@@ -3,12 +3,6 @@
 #include <string.h>
 
 namespace bitpress {
-namespace {
-
-// Kernels read whole registers of channels.
-constexpr int64_t kSpareChannels = 16;
-
-}  // namespace
 
 Finishing::Finishing(const KernelSet& set, const bp_step& step, int64_t channels, Slot residual,
                      Slot out_f32, Slot out_u8)
@@ -19,7 +13,7 @@ Finishing::Finishing(const KernelSet& set, const bp_step& step, int64_t channels
   const auto place = [&](Layout layout) {
     const auto take = [&](const float* from, int64_t planes) -> const float* {
       if (from == nullptr) return nullptr;
-      float* to = layout.take<float>(planes * channels + kSpareChannels);
+      float* to = layout.take<float>(planes * channels + kSpareSums);
       if (to != nullptr) memcpy(to, from, static_cast<size_t>(planes * channels) * sizeof(float));
       return to;
     };

@@ -6,6 +6,9 @@
 
 namespace bitpress {
 
+// Kernels read sums and arrays of channels in whole registers.
+constexpr int64_t kSpareSums = 16;
+
 class Finishing {
  public:
   // Copies the step's arrays, (channels,) each, and its base_scale, (bases, channels), if it is a

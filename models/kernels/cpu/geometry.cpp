@@ -23,9 +23,11 @@ constexpr int64_t kTilePixels = 224;
 // Cycles, about: to prepare a group as a table, and as a copy; to look up a vector of filters.
 constexpr double kTableCycles = 8, kCopyCycles = 2, kLookupCycles = 1.3;
 
-// Its weights are small against what it prepares: tables are what has to stay near. Otherwise it is
-// the weights.
-bool looks_up(const ProductKernel& kernel) { return kernel.bits && kernel.expand == nullptr; }
+// Bits that are multiplied as they are packed: they are small against what is prepared, which is
+// what has to stay near. Otherwise it is the weights.
+bool weights_are_small(const ProductKernel& kernel) {
+  return kernel.bits && kernel.expand == nullptr;
+}
 
 // Bytes of the weights of one group of one filter, as the inner loop reads them, times eight.
 int64_t group_weight_bits(const ProductKernel& kernel) {
@@ -39,7 +41,7 @@ int64_t group_weight_bits(const ProductKernel& kernel) {
 bool unfold_pays(const Geometry& g, const ProductKernel& kernel) {
   if (g.kernel_columns == 1) return true;
   if (g.groups != 1 || g.dilation_columns != 1) return false;
-  const double prepare_cycles = looks_up(kernel) ? kTableCycles : kCopyCycles;
+  const double prepare_cycles = kernel.tables ? kTableCycles : kCopyCycles;
   const double multiply_cycles =
       kLookupCycles * static_cast<double>(ceil_div(g.group_filters, kernel.lanes) * g.kernel_rows);
   const double fresh_rows = static_cast<double>(std::min(g.stride_rows, g.kernel_rows));
@@ -78,7 +80,7 @@ void slice_look_ups(Tiling& t, const ProductKernel& kernel) {
 // Cuts the window's sum so that the weights of a block stay near.
 void cut_into_parts(Tiling& t, const ProductKernel& kernel) {
   t.parts.clear();
-  if (looks_up(kernel)) {
+  if (weights_are_small(kernel)) {
     t.parts.push_back({0, t.segments, 0, t.segment_groups});
     return;
   }
@@ -115,7 +117,6 @@ int64_t slots_for(const Geometry& g, const Tiling& t, int64_t rows) {
 void size_tiles(Tiling& t, const Geometry& g, const ProductKernel& kernel, int64_t bases) {
   const int64_t groups = t.flat ? t.slice_groups : t.pixel_groups;
   const int64_t bytes = groups * kernel.group_bytes;
-  const int64_t tail = (kernel.word_groups - 1) * kernel.group_bytes;
   if (!t.flat) {
     // Narrower rows where a whole one would not fit, but not much narrower than the halo is wide.
     const int64_t halo = prepared_for(g, t, 1) - g.stride_columns;
@@ -129,10 +130,10 @@ void size_tiles(Tiling& t, const Geometry& g, const ProductKernel& kernel, int64
   }
   t.strips = t.flat ? 1 : ceil_div(g.columns, t.row_pixels);
   t.slot_pixels = t.flat ? t.row_pixels : prepared_for(g, t, t.row_pixels);
-  t.slot_bytes = round_up(bytes_of(t.slot_pixels, bytes) + tail, kAlignment);
+  t.slot_bytes = round_up(bytes_of(t.slot_pixels, bytes), kAlignment);
 
   int64_t rows = 1;
-  const int64_t most = looks_up(kernel)
+  const int64_t most = weights_are_small(kernel)
                            ? (t.flat ? 1 : g.rows)
                            : std::max<int64_t>(1, kTilePixels / t.row_pixels);
   while (rows < most && bytes_of(slots_for(g, t, rows + 1), t.slot_bytes) <= kFarBytes &&
@@ -209,7 +210,7 @@ Tiling tiling_of(const Geometry& g, const ProductKernel& kernel, int64_t bases) 
   t.row_pixels = kMaxPixels;
   t.slices = 1;
   t.slice_groups = t.pixel_groups;
-  if (t.flat && looks_up(kernel)) slice_look_ups(t, kernel);
+  if (t.flat && weights_are_small(kernel)) slice_look_ups(t, kernel);
   t.pixel_bytes = t.slice_groups * kernel.group_bytes;
   cut_into_parts(t, kernel);
   size_tiles(t, g, kernel, bases);

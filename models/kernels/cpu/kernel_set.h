@@ -6,7 +6,7 @@
 // Preparing is done once per pixel and serves all filters and all taps of the kernel.
 // models/kernels/cpu/product.cpp has the loops around.
 //
-// The words of a source file that is compiled for one instruction set must not leak into another:
+// The symbols of a source file that is compiled for one instruction set must not leak into another:
 // everything there is in an unnamed namespace, and neither std:: templates nor inline functions
 // with external linkage are used.
 #pragma once
@@ -50,10 +50,8 @@ struct ProductKernel {
   // Make `pixels` prepared pixels out of rows of `channels` numbers (uint8 or float32), pixel p at
   // in + p * pitch (in numbers). A prepared pixel is ceil(channels / group_channels) groups, absent
   // channels count as 0; pixels follow each other. Where sums_of_ones, also sums[p], the sum of the
-  // pixel's numbers. After the last pixel come word_groups - 1 groups' worth of zero bytes, for
-  // look-ups past a segment's end, whose index is 0. `out` is aligned to group_bytes alone (a
-  // border and what it surrounds are prepared by separate calls), `in` and `sums` to their numbers.
-  // A pitch of 0 repeats one pixel.
+  // pixel's numbers. `out` is aligned to group_bytes alone (a border and what it surrounds are
+  // prepared by separate calls), `in` and `sums` to their numbers. A pitch of 0 repeats one pixel.
   void (*prepare)(const void* in, int64_t pitch, int64_t pixels, int64_t channels, void* out,
                   int32_t* sums);
 
@@ -73,6 +71,8 @@ struct ProductKernel {
   // Float weights: for each segment and group, vectors * lanes float32 numbers.
   void (*multiply)(const Window& window, const void* weights, int vectors, int pixels, void* sums,
                    int64_t sums_pitch, bool accumulate);
+
+  bool tables;  // what prepare makes are tables to look up in, not copies
 };
 
 // How to finish a tile of results (abi.h, bp_step), `pixels` x `channels`.
@@ -119,8 +119,6 @@ struct KernelSet {
   void (*add_f32)(float* out, const float* in, int64_t count);
   // out[i] = in[i] * step + low, two roundings.
   void (*numbers_of_codes)(const uint8_t* in, float step, float low, float* out, int64_t count);
-  // MAC/s of the loop behind products[i] on data in cache; see bp_ceiling.
-  double (*ceiling)(const char* kernel);
 };
 
 // Null where this build does not have the instruction set.

@@ -24,13 +24,16 @@ class Input final : public Step {
     return static_cast<double>(out_.width * out_.channels * 4) * kNanosecondsPerByte;
   }
   int64_t scratch_bytes() const override {
-    return bytes_of(out_.width * out_.channels + 16, sizeof(float));
+    Layout layout;
+    take_line(layout);
+    return layout.bytes();
   }
   int64_t weight_bytes() const override { return finishing_.bytes(); }
 
   void run(const Batch& batch, Team& team, int member, uint8_t* scratch) const override {
     const int64_t all = units(batch.images), channels = out_.channels, width = out_.width;
-    auto* line = reinterpret_cast<float*>(scratch);
+    Layout layout(scratch);
+    float* line = take_line(layout);
     for (;;) {
       const Stretch taken = team.take(member, 1, all, all);
       if (taken.empty()) return;
@@ -50,6 +53,10 @@ class Input final : public Step {
   }
 
  private:
+  float* take_line(Layout& layout) const {
+    return layout.take<float>(out_.width * out_.channels + kSpareSums);
+  }
+
   // A row of the map, whose channels begin at from[0], from[plane], from[2 * plane], ...
   void interleave(const float* from, float* line) const {
     const int64_t plane = out_.pixels(), width = out_.width, channels = out_.channels;

@@ -7,7 +7,8 @@
 
 namespace bitpress {
 
-// An anonymous mapping. The system commits its pages, all zero, as they are touched.
+// An anonymous mapping. The system commits its pages, all zero, as they are touched. Where the
+// address sanitizer looks on, the ends are just where `bytes` says (fences.h).
 class Memory {
  public:
   Memory() = default;
@@ -21,7 +22,10 @@ class Memory {
   int64_t bytes() const { return bytes_; }
 
  private:
+  void free_all();
+
   uint8_t* data_ = nullptr;
+  void* whole_ = nullptr;  // what data_ lies in, where that is more
   int64_t bytes_ = 0;
 };
 

@@ -51,8 +51,8 @@ class ZeroOffsets {
   std::vector<int32_t> offsets_;
 };
 
-// The rows of the kernel that lie in the map, for row `row` of what is made: from first to last -
-// 1.
+// The rows of the kernel that lie in the map, for row `row` of what is made: from `first` on, up to
+// but without `last`.
 struct KernelRows {
   int64_t first, last;
 };

@@ -88,10 +88,12 @@ class Pool {
     idle_.reserve(static_cast<size_t>(count_) + 1);
     auto* worker = new (std::nothrow) Worker;
     if (worker == nullptr) return false;
-    // Signals are for the threads of whoever loaded the library.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    // Signals are for the threads of whoever loaded the library; but those that a thread raises by
+    // an error of its own must reach their handlers.
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    for (int own : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigdelset(&blocked, own);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
     pthread_t thread;
     const int failed = pthread_create(&thread, nullptr, worker_main, worker);
     pthread_sigmask(SIG_SETMASK, &before, nullptr);

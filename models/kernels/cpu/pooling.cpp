@@ -45,7 +45,8 @@ class MaxPool final : public Step {
 
   int64_t units(int64_t images) const override { return images * out_.height; }
   double unit_cost() const override {
-    return static_cast<double>(window_.rows * in_.width * in_.channels * (in_.codes ? 1 : 4)) *
+    return static_cast<double>(window_.rows) *
+           static_cast<double>(in_.width * in_.channels * (in_.codes ? 1 : 4)) *
            kNanosecondsPerByte;
   }
   int64_t scratch_bytes() const override {
@@ -85,7 +86,7 @@ class MaxPool final : public Step {
   Scratch take_scratch(Layout& layout) const {
     const int64_t bytes = in_.codes ? 1 : 4;
     uint8_t* line = layout.take<uint8_t>(in_.width * in_.channels * bytes);
-    return {line, layout.take<uint8_t>(in_.codes ? 0 : (row_numbers() + 16) * bytes)};
+    return {line, layout.take<uint8_t>(in_.codes ? 0 : (row_numbers() + kSpareSums) * bytes)};
   }
   int64_t row_numbers() const { return out_.width * out_.channels; }
 
@@ -144,26 +145,35 @@ class AvgPool final : public Step {
 
   int64_t units(int64_t images) const override { return images * out_.height * slices_; }
   double unit_cost() const override {
-    const int64_t numbers = window_.rows * window_.columns * out_.width *
-                            std::min(in_.channels, kSliceChannels);
-    return static_cast<double>(numbers) * 4 * kNanosecondsPerByte;
+    const int64_t numbers = out_.width * std::min(in_.channels, kSliceChannels);
+    return static_cast<double>(window_.rows * window_.columns) * static_cast<double>(numbers) * 4 *
+           kNanosecondsPerByte;
   }
-  int64_t scratch_bytes() const override { return (kSliceChannels + 16) * 4; }
+  int64_t scratch_bytes() const override {
+    Layout layout;
+    take_sums(layout);
+    return layout.bytes();
+  }
   int64_t weight_bytes() const override { return finishing_.bytes(); }
 
   void run(const Batch& batch, Team& team, int member, uint8_t* scratch) const override {
     const int64_t all = units(batch.images);
+    Layout layout(scratch);
+    float* sums = take_sums(layout);
     for (;;) {
       const Stretch taken = team.take(member, 1, all, all);
       if (taken.empty()) return;
       for (int64_t unit = taken.begin; unit < taken.end; ++unit) {
-        pool_row(batch, unit / slices_, unit % slices_ * kSliceChannels,
-                 reinterpret_cast<float*>(scratch));
+        pool_row(batch, unit / slices_, unit % slices_ * kSliceChannels, sums);
       }
     }
   }
 
  private:
+  float* take_sums(Layout& layout) const {
+    return layout.take<float>(kSliceChannels + kSpareSums);
+  }
+
   // Added row by row and column by column from 0 on, as torch does, and then divided.
   void pool_row(const Batch& batch, int64_t row, int64_t channel, float* sums) const {
     const int64_t count = std::min(kSliceChannels, in_.channels - channel);

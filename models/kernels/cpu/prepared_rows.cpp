@@ -71,7 +71,7 @@ void PreparedRows::prepare_map_row(int64_t group, int64_t image, int64_t strip, 
   const int64_t right = std::clamp<int64_t>(column + columns - g_.width, 0, columns - left);
   const int64_t middle = columns - left - right;
   const int64_t channel = group * g_.group_channels;
-  const int64_t column_inside = std::min(column + left, g_.width - 1);
+  const int64_t column_inside = std::clamp<int64_t>(column + left, 0, g_.width - 1);
   const uint8_t* from =
       in_ + ((image * g_.height + y) * g_.width + column_inside) * g_.channels * number_bytes_;
   if (t_.unfold) {

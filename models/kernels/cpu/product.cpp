@@ -19,8 +19,6 @@ namespace {
 // Multiply-accumulates per nanosecond, about, for guessing whether threads pay.
 constexpr double kMacsPerNanosecond = 200;
 
-constexpr int64_t kSpareSums = 16;  // finish reads whole registers
-
 }  // namespace
 
 Product::Product(const bp_step& step, const bp_value& in0_value, const ProductKernel& kernel,
@@ -168,7 +166,7 @@ class Product::Worker {
     for (int64_t basis = 0; basis < p_.bases_; ++basis) {
       int32_t* sums = plane(0, basis);
       if (segments == 0) {
-        std::fill_n(sums, pixels * filters, 0);  // 0.0f has no bits either
+        std::fill_n(sums, pixels * filters, 0);  // 0.0f is all zero bits as well
         continue;
       }
       const uint8_t* weights =
@@ -235,7 +233,7 @@ class Product::Worker {
           const int64_t first = std::max(row.first_segment, part.segment);
           const int64_t end = std::min(row.end_segment, part.segment + part.segments);
           if (row.first_segment >= row.end_segment) {
-            std::fill_n(sums, row.pixels * filters, 0);
+            std::fill_n(sums, row.pixels * filters, 0);  // or 0.0f, as above
           } else if (first < end) {
             const bool begins = first == row.first_segment && part.group == 0;
             multiply(row, first, end, part, weights + (first - part.segment) * segment_bytes,

@@ -5,8 +5,9 @@
 #include <string>
 
 #include "checks.h"
+#include "fences.h"
 #include "product.h"
-#include "steps.h"
+#include "rounding.h"
 
 namespace bitpress {
 namespace {
@@ -36,11 +37,14 @@ std::unique_ptr<Step> make_product(const KernelSet& set, const bp_step& step, in
       Finishing(set, step, step.filters, slots.in1, slots.out_f32, slots.out_u8));
 }
 
+StepSlots slots_of(const bp_program_spec& spec, const bp_step& step) {
+  return {slot_of(spec, step.in0), slot_of(spec, step.in1), slot_of(spec, step.out_f32),
+          slot_of(spec, step.out_u8)};
+}
+
 std::unique_ptr<Step> make_step(const KernelSet& set, const bp_program_spec& spec,
-                                int64_t number) {
+                                int64_t number, const StepSlots& slots) {
   const bp_step& step = spec.steps[number];
-  const StepSlots slots{slot_of(spec, step.in0), slot_of(spec, step.in1),
-                        slot_of(spec, step.out_f32), slot_of(spec, step.out_u8)};
   switch (step.kind) {
     case BP_INPUT:
       return make_input(set, step, slots);
@@ -84,7 +88,8 @@ Program::Program(const bp_program_spec& spec)
   const KernelSet& set = set_of(spec);
   check_program(spec);
   for (int64_t i = 0; i < spec.step_count; ++i) {
-    steps_.push_back(make_step(set, spec, i));
+    slots_.push_back(slots_of(spec, spec.steps[i]));
+    steps_.push_back(make_step(set, spec, i, slots_.back()));
     const Step& made = *steps_.back();
     if (made.units(max_images_) > Team::kMaxUnits) {
       throw Refusal(BP_UNSUPPORTED, "Step " + std::to_string(i) +
@@ -98,8 +103,8 @@ Program::Program(const bp_program_spec& spec)
     }
     if (step.kind == BP_OUTPUT) y_numbers_ = slot_of(spec, step.in0).numbers();
   }
-  // Kernels may read a register beyond a value's end.
-  arena_ = Memory(arena_image_bytes_ * max_images_ + kAlignment);
+  arena_ = Memory(arena_image_bytes_ * max_images_);
+  fence(arena_.data(), arena_.bytes());
   scratch_ = Memory(bytes_of(scratch_thread_bytes_, threads_));
 }
 
@@ -109,6 +114,20 @@ void Program::run(const float* x, int64_t images, float* y) {
     batch_ = {std::min(max_images_, images - done), arena_.data(), x + done * x_numbers_,
               y + done * y_numbers_};
     run_in_pool(*this, threads_);
+    if (kFences) close(slots_.back());
+  }
+}
+
+// Each step has the values that it speaks of, and of the arena nothing else.
+void Program::open(const StepSlots& slots) const {
+  for (const Slot& slot : {slots.in0, slots.in1, slots.out_f32, slots.out_u8}) {
+    if (slot.given()) take_down_fence(slot.at<uint8_t>(batch_), batch_.images * slot.bytes());
+  }
+}
+
+void Program::close(const StepSlots& slots) const {
+  for (const Slot& slot : {slots.in0, slots.in1, slots.out_f32, slots.out_u8}) {
+    if (slot.given()) fence(slot.at<uint8_t>(batch_), batch_.images * slot.bytes());
   }
 }
 
@@ -118,6 +137,7 @@ void Program::begin(int members) noexcept {
 }
 
 void Program::work(int member) noexcept {
+  const UsualRounding rounding;
   uint8_t* scratch = scratch_.data() + member * scratch_thread_bytes_;
   for (size_t i = 0; i < steps_.size(); ++i) {
     if (i > 0) team_.meet(member, [&] { hand_out(i); });
@@ -126,6 +146,10 @@ void Program::work(int member) noexcept {
 }
 
 void Program::hand_out(size_t step) {
+  if (kFences) {
+    if (step > 0) close(slots_[step - 1]);
+    open(slots_[step]);
+  }
   const Step& next = *steps_[step];
   const int64_t units = next.units(batch_.images);
   const double cost = next.unit_cost() * static_cast<double>(units);

@@ -8,6 +8,7 @@
 
 #include "pool.h"
 #include "step.h"
+#include "steps.h"
 
 namespace bitpress {
 
@@ -31,11 +32,14 @@ class Program final : private Task {
   void begin(int members) noexcept override;
   void work(int member) noexcept override;
   void hand_out(size_t step);
+  void open(const StepSlots& slots) const;
+  void close(const StepSlots& slots) const;
 
   int threads_;
   int64_t max_images_, arena_image_bytes_;
   int64_t x_numbers_ = 0, y_numbers_ = 0;  // of an image
   std::vector<std::unique_ptr<Step>> steps_;
+  std::vector<StepSlots> slots_;  // of each step
   int64_t scratch_thread_bytes_ = 0;
   Memory arena_, scratch_;
   Team team_;

@@ -3,11 +3,13 @@
 #include <time.h>
 
 #include <algorithm>
+#include <new>
 #include <vector>
 
 #include "memory.h"
 #include "pool.h"
 #include "product.h"
+#include "rounding.h"
 
 namespace bitpress {
 namespace {
@@ -40,6 +42,7 @@ class OneStep final : public Task {
     team_.hand_out(step_.units(batch_.images), true, step_.stealable());
   }
   void work(int member) noexcept override {
+    const UsualRounding rounding;
     step_.run(batch_, team_, member, scratch_.data() + member * scratch_bytes_);
   }
 
@@ -77,12 +80,13 @@ double time_product(const KernelSet& set, int threads, const bp_step& wanted, co
   Slot in{0, in0.channels, in0.height, in0.width, in0.type == BP_U8};
   const int64_t in_bytes = round_up(in.bytes(), kAlignment);
   Slot out{in_bytes, step.filters, g.rows, g.columns, step.out_u8 >= 0};
-  Memory arena(bytes_of(in_bytes + round_up(out.bytes(), kAlignment), images) + kAlignment);
+  Memory arena(bytes_of(in_bytes + round_up(out.bytes(), kAlignment), images));
   if (in.codes) fill(arena.data(), bytes_of(in.bytes(), images), 0xFF);
 
   const Product product(step, in0, kernel, in,
                         Finishing(set, step, step.filters, Slot(), out.codes ? Slot() : out,
                                   out.codes ? out : Slot()));
+  if (product.units(images) > Team::kMaxUnits) throw std::bad_alloc();  // more than can be shared
   OneStep task(product, Batch{images, arena.data(), nullptr, nullptr}, threads);
   run_in_pool(task, threads);  // warms up: caches, pages, threads
   std::vector<double> times(static_cast<size_t>(repeats));
