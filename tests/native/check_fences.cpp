@@ -1,5 +1,6 @@
 // That the address sanitizer sees the ends of the engine's memory, and of the arrays in it.
 #include <cstdio>
+#include <initializer_list>
 
 #include "fences.h"
 #include "memory.h"
