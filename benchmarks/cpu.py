@@ -129,7 +129,7 @@ def sizes(net: Net, files: Mapping[str, Path]) -> Figures:
     """
     figures: Figures = {}
     for name in ("w1a32", "w1a8"):
-        loaded = runtime.load(getattr(net, name), runtime.choose(), threads=1)
+        loaded = runtime.load(getattr(net, name), "cpu", threads=1)
         figures[f"{net.name}.{name}_weight_bytes"] = loaded.resident_bytes
         figures[f"{net.name}.{name}_activation_bytes"] = loaded.activation_bytes
     for name, file in files.items():
@@ -188,20 +188,18 @@ def main(
     """Measure the CPU engine against ONNX Runtime and torch."""
     names, counts, sizes_of_batches = _names(nets), _numbers(thread_counts), _numbers(batches)
     require_rivals()
-    engine = runtime.choose()
-    kernels = runtime.kernels_of(engine)
-    print(
-        f"{hardware()['processor']}, {usable_cores()} usable cores, load {os.getloadavg()[0]:.1f}"
-    )
-    print(f"bitpress: runtime {engine}, kernels {kernels}")
-    if engine != "cpu":
-        print("The CPU engine is not here: what is measured is the reference runtime.")
+    kernels = require_engine()
+    load = os.getloadavg()[0]  # before this program adds to it
+    print(f"{hardware()['processor']}, {usable_cores()} usable cores, load {load:.1f}")
+    print(f"bitpress: kernels {kernels}")
     figures: Figures = {}
+    origins: dict[str, str] = {}
     artifacts: dict[str, Sequence[Artifact]] = {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder, choices_made_here(Path(folder)):
             net = make_net(name, SOURCES[name])
             artifacts[name] = (net.w1a8, net.w1a32)
+            origins[name] = net.about
             macs = f"{net.plan.macs / 1e9:.2f} GMAC an image"
             print(f"{name}: {net.about}; {macs}", flush=True)
             files = write_files(net, Path(folder))
@@ -212,11 +210,12 @@ def main(
     print(report.latency_tables(figures, names, counts, sizes_of_batches))
     if memory:
         print(report.size_table(figures, names))
-    if layer_table and engine == "cpu":
+    if layer_table:
         figures |= layer_speeds(artifacts, kernels)
         print(report.layer_tables(figures, names))
     if json is not None:
-        write_record(json, seed=SEED, figures=figures)
+        circumstances = {"kernels": kernels, "load_average": load, "networks": origins}
+        write_record(json, seed=SEED, figures=figures, circumstances=circumstances)
 
 
 @contextmanager
@@ -234,6 +233,15 @@ def choices_made_here(folder: Path) -> Iterator[None]:
             del os.environ[CACHE_DIR_VARIABLE]
         else:
             os.environ[CACHE_DIR_VARIABLE] = before
+
+
+def require_engine() -> str:
+    """Return the kernel set that the CPU engine runs here.
+
+    Raises:
+        Unavailable: the engine is not here; the reference runtime's times are not its.
+    """
+    return runtime.kernels_of(runtime.choose("cpu"))
 
 
 def require_rivals() -> None:

@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 _ROOT = Path(__file__).resolve().parents[1]
 # Options that say where something is kept, which is nobody else's business.
 _PLACES = ("--cache", "--json", "--output")
-_PACKAGES = ("bitpress", "numpy", "onnxruntime", "pillow", "safetensors", "torch")
+_PACKAGES = ("bitpress", "numpy", "onnx", "onnxruntime", "pillow", "safetensors", "torch")
 
 
 def hardware() -> dict[str, Any]:
@@ -38,21 +38,37 @@ def versions() -> dict[str, str]:
     return found
 
 
-def make_record(*, seed: int | list[int], figures: dict[str, float]) -> dict[str, Any]:
-    """Return one benchmark's JSON object; ``figures`` maps dotted names to numbers."""
+def make_record(
+    *,
+    seed: int | list[int],
+    figures: dict[str, float],
+    circumstances: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return one benchmark's JSON object; ``figures`` maps dotted names to numbers.
+
+    ``circumstances`` are further members: what else the figures depend on.
+    """
     return {
         "hardware": hardware(),
         "versions": versions(),
         "command": shlex.join(["python", "-m", _module(), *portable(sys.argv[1:])]),
         "seed": seed,
         "date": datetime.now(UTC).date().isoformat(),
+        **(circumstances or {}),
         "figures": figures,
     }
 
 
-def write_record(file: Path, *, seed: int | list[int], figures: dict[str, float]) -> None:
+def write_record(
+    file: Path,
+    *,
+    seed: int | list[int],
+    figures: dict[str, float],
+    circumstances: Mapping[str, Any] | None = None,
+) -> None:
     """Write what `make_record` returns."""
-    file.write_text(json.dumps(make_record(seed=seed, figures=figures), indent=2) + "\n")
+    record = make_record(seed=seed, figures=figures, circumstances=circumstances)
+    file.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def portable(arguments: Iterable[str]) -> list[str]:

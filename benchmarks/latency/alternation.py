@@ -21,9 +21,10 @@ def alternate(
     *,
     rounds: int = ROUNDS,
     settle_s: float = SETTLE_S,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Return the seconds of each timed run, by name; each is run for ``seconds``, or ``rounds``
-    times if that takes longer."""
+    times if that takes longer; ``clock`` tells seconds."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for number in range(rounds):
@@ -32,21 +33,21 @@ def alternate(
         order = (names[first:] + names[:first])[:: -1 if number % 2 else 1]
         for name in order:
             time.sleep(settle_s)
-            found[name] += _block(runs[name], seconds / rounds)
+            found[name] += _block(runs[name], seconds / rounds, clock)
     return found
 
 
-def _block(run: Callable[[], object], seconds: float) -> list[float]:
-    begun = time.perf_counter()
+def _block(run: Callable[[], object], seconds: float, clock: Callable[[], float]) -> list[float]:
+    begun = clock()
     while True:
         run()
-        if time.perf_counter() - begun >= _WARM_UP_SHARE * seconds:
+        if clock() - begun >= _WARM_UP_SHARE * seconds:
             break
     times: list[float] = []
-    begun = before = time.perf_counter()
+    begun = before = clock()
     while not times or before - begun < seconds:
         run()
-        after = time.perf_counter()
+        after = clock()
         times.append(after - before)
         before = after
     return times

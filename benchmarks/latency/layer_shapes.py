@@ -1,8 +1,8 @@
 """How fast each kernel of the CPU engine computes the layers of the nets, one layer at a time.
 
-The table look-up stands beside the expansion of bits to int8, which is as fast as any int8 library
-can be with the same instructions, and beside its *ceiling*: what the loop behind the kernel does
-on data that lies in the first-level cache.
+The table look-up stands beside our own expansion of bits to int8, and beside its *ceiling*: what
+the loop behind the kernel does on data that lies in the first-level cache. An int8 library is a
+rival of whole networks: `benchmarks.latency.runtimes`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,12 +71,13 @@ class Geometry:
         return self.macs * inside // (len(reach) * len(taps))
 
     def __str__(self) -> str:
-        """Return the geometry as a name that a figure can have: ``c64x56x56_n64_k3x3_s1x1``."""
+        """Return a name that a figure can have, such as ``c64x56x56_n64_k3x3_s1x1_p1x1``."""
         parts = [
             f"c{self.channels}x{self.height}x{self.width}",
             f"n{self.filters}",
             f"k{self.kernel[0]}x{self.kernel[1]}",
             f"s{self.stride[0]}x{self.stride[1]}",
+            f"p{self.padding[0]}x{self.padding[1]}",
         ]
         if self.dilation != (1, 1):
             parts.append(f"d{self.dilation[0]}x{self.dilation[1]}")

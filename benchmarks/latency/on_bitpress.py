@@ -1,4 +1,4 @@
-"""An artifact on bitpress's fastest runtime here."""
+"""An artifact on bitpress's CPU engine."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from models import artifact, runtime
 
 
 def load(file: Path, threads: int) -> Run:
-    """Load an artifact; a fastest runtime that cannot run it is an error, not passed over."""
-    served = runtime.load(artifact.read(file), runtime.choose(), threads)
+    """Load an artifact; where the engine cannot run it, no other runtime takes its place."""
+    served = runtime.load(artifact.read(file), "cpu", threads)
 
     def run(images: NDArray[np.float32]) -> NDArray[Any]:
         logits: NDArray[Any] = served.run(torch.from_numpy(images)).numpy()

@@ -26,13 +26,13 @@ def latency_tables(
     headings = [
         "",
         *RUNTIMES,
-        *(f"{ours}/{rival}" for ours, rival in COMPARED[:2]),
+        *(f"{rival} / {ours}" for ours, rival in COMPARED[:2]),
         *(f"G {name}" for name in _SPEEDS),
     ]
     for threads, batch in product(thread_counts, batches):
         parts.append(
             f"\n{threads} {'thread' if threads == 1 else 'threads'}, batches of {batch}: "
-            "ms per image; times as fast; G: 10**9 multiply-accumulates per second"
+            "ms per image; their quotients; G: 10**9 multiply-accumulates per second"
         )
         rows = [
             [net, *(figures.get(f"{net}.t{threads}.b{batch}.{column}") for column in columns)]
@@ -78,7 +78,10 @@ def size_table(figures: Figures, nets: Sequence[str]) -> str:
 
 
 def layer_tables(figures: Figures, nets: Sequence[str]) -> str:
-    """Return the kernels' speed on each shape, and what the layers of each network add up to."""
+    """Return the kernels' speed on each shape, and what the layers of each network add up to.
+
+    Beside the sums stands the whole network on ONNX Runtime int8, where one thread ran one image.
+    """
     kernels = [kernel for kernel in KERNELS if f"ceiling.{kernel}_gmacs" in figures]
     shapes = dict.fromkeys(name.split(".")[1] for name in figures if name.startswith("layers."))
     rows: list[list[Cell]] = []
@@ -90,15 +93,16 @@ def layer_tables(figures: Figures, nets: Sequence[str]) -> str:
         rows.append([shape, *speeds.values(), gain, *shares])
     rows.append(["ceiling", *(figures[f"ceiling.{kernel}_gmacs"] for kernel in kernels)])
     rows[-1] += [None] * (1 + len(kernels))
-    headings = ["", *kernels, "lookup_i16/expand_i8", *(f"of {kernel}" for kernel in kernels)]
+    headings = ["", *kernels, "lookup_i16 / expand_i8", *(f"of {kernel}" for kernel in kernels)]
     sums = [*kernels, "best_i8"]
-    totals = [[net, *(figures.get(f"{net}.layers.{kernel}_ms") for kernel in sums)] for net in nets]
+    columns = [*(f"layers.{kernel}_ms" for kernel in sums), "t1.b1.ort_int8_ms"]
+    totals = [[net, *(figures.get(f"{net}.{column}") for column in columns)] for net in nets]
     return "\n".join(
         [
             "\nlayers in one thread, one image: 10**9 multiply-accumulates per second, and shares "
             "of the ceiling",
             table(headings, rows),
             "\nall layers of a network, ms",
-            table(["", *sums], totals),
+            table(["", *sums, "ort_int8, whole"], totals),
         ]
     )

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import cpu
-from benchmarks.latency import images
+from benchmarks.latency import images, report
 from benchmarks.latency.alternation import alternate
 from benchmarks.latency.layer_shapes import Geometry, distinct, layers, network_seconds
 from benchmarks.latency.nets import Net, Source, make_net
 from benchmarks.latency.ratios import ratios
 from benchmarks.latency.runtimes import RUNTIMES, loader
+from models import runtime
 from models.lowering import lower
 from models.plan import INPUT
 from models.preprocessing import InputSpec
@@ -29,6 +30,10 @@ from store.errors import Unavailable
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+
+needs_engine = pytest.mark.skipif(
+    "cpu" not in runtime.available(), reason="needs the CPU engine's library"
+)
 
 TINY = Source("digits_cnn", InputSpec(1, 8, 8, (0.5,), (0.25,)), 10)
 
@@ -132,8 +137,16 @@ def test_every_runtime_gets_its_turns() -> None:
 
 
 def test_blocks_last_as_long_as_asked() -> None:
-    timed = alternate({"a": lambda: None}, 0.02, rounds=2, settle_s=0.0)
-    assert 0.015 < sum(timed["a"]) < 0.2
+    now = 0.0
+
+    def run() -> None:
+        nonlocal now
+        now += 0.25
+
+    timed = alternate({"a": run}, 4.0, rounds=2, settle_s=0.0, clock=lambda: now)
+    assert timed["a"] == [0.25] * 16
+    # Two blocks of 2 s, before each of which runs a share of it to warm up.
+    assert now == 2 * (2.0 + 0.5)
 
 
 def test_ratios_say_how_many_times_as_fast() -> None:
@@ -170,6 +183,15 @@ def test_layers_have_the_geometry_of_the_plan(tiny: Net) -> None:
     }
 
 
+def test_layers_that_differ_in_their_border_alone_have_two_names() -> None:
+    pairs = {"kernel": (3, 3), "stride": (1, 1), "dilation": (1, 1)}
+    narrow, wide = (
+        Geometry(3, 5, 4, 7, **pairs, padding=(n, n), groups=1, bases=1) for n in (0, 1)
+    )
+    assert str(narrow) == "c3x5x4_n7_k3x3_s1x1_p0x0"
+    assert str(wide) == "c3x5x4_n7_k3x3_s1x1_p1x1"
+
+
 def test_rows_of_the_kernel_outside_the_map_do_not_count_as_done() -> None:
     pairs = {"stride": (2, 1), "padding": (2, 1), "dilation": (2, 1)}
     geometry = Geometry(3, 5, 4, 7, kernel=(3, 3), groups=1, bases=2, **pairs)
@@ -196,13 +218,37 @@ def test_wrong_numbers_are_not_timed(tiny: Net) -> None:
         cpu.agreement(tiny, {**runs, "ort_fp32": runs["w1a32"]})
 
 
+def test_the_tables_name_quotients_as_they_are_made() -> None:
+    figures = {f"vgg9.t1.b1.{name}_ms": 6.0 for name in RUNTIMES} | {"vgg9.t1.b1.w1a8_ms": 2.0}
+    figures |= ratios(figures, ["vgg9"], [1], [1])
+    head, row = report.latency_tables(figures, ["vgg9"], [1], [1]).splitlines()[-2:]
+    assert "ort_int8 / w1a8  ort_fp32 / w1a32" in head
+    assert row.split()[1:9] == ["6.00", "2.00", *["6.00"] * 4, "3.00", "1.00"]
+
+
+def test_the_layers_of_a_network_stand_beside_the_whole_of_it_on_a_rival() -> None:
+    figures = {"ceiling.lookup_i16_gmacs": 500.0, "vgg9.layers.lookup_i16_ms": 0.25}
+    (row,) = report.layer_tables(figures, ["vgg9"]).splitlines()[-1:]
+    assert row.split() == ["vgg9", "0.250", "-", "-"]
+    figures["vgg9.t1.b1.ort_int8_ms"] = 0.5
+    head, row = report.layer_tables(figures, ["vgg9"]).splitlines()[-2:]
+    assert head.endswith("ort_int8, whole")
+    assert row.split() == ["vgg9", "0.250", "-", "0.500"]
+
+
+@needs_engine
 @pytest.mark.usefixtures("only_tiny")
 def test_figures_have_the_names_that_they_are_known_by(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = tmp_path / "record.json"
     cpu.main("tiny", thread_counts="1", batches="1,3", seconds=0.0, memory=False, json=record)
-    figures = json.loads(record.read_text())["figures"]
+    written = json.loads(record.read_text())
+    assert written["kernels"] == runtime.kernels_of("cpu")
+    assert written["networks"] == {"tiny": make_net("tiny", TINY).about}
+    assert written["load_average"] >= 0
+    assert "onnx" in written["versions"]
+    figures = written["figures"]
     for name, batch in product(RUNTIMES, (1, 3)):
         assert figures[f"tiny.t1.b{batch}.{name}_ms"] > 0
         assert figures[f"tiny.t1.b{batch}.{name}_gmacs"] > 0
@@ -223,6 +269,7 @@ def test_kernels_are_chosen_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert CACHE_DIR_VARIABLE not in os.environ
 
 
+@needs_engine
 @pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own(tiny: Net, tmp_path: Path) -> None:
     from benchmarks.latency.files import write_files
@@ -249,3 +296,15 @@ def test_a_missing_rival_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "loader", missing)
     with pytest.raises(Unavailable, match="onnxruntime"):
         cpu.require_rivals()
+
+
+def test_the_reference_runtime_is_not_measured_in_the_engines_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing() -> None:
+        raise Unavailable("There is no library.", remedy="Install a compiler.")
+
+    monkeypatch.setattr("models.runtime.cpu.native_library", missing)
+    with pytest.raises(Unavailable, match="no library") as refusal:
+        cpu.main("vgg9")
+    assert refusal.value.remedy == "Install a compiler."
