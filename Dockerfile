@@ -23,7 +23,9 @@ COPY models models
 COPY worker worker
 COPY app app
 COPY client client
-RUN pip install -c constraints.txt .
+# The variables pin the tools of the build, which -c does not reach.
+RUN PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+    pip install -c constraints.txt .
 
 FROM python:${PYTHON_VERSION}-slim
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin bitpress \

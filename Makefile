@@ -9,6 +9,10 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo "$$python" && break; done)
 
+# For the isolated environment that pip builds in, which -c does not reach: the second name is that
+# of pip 25.3 and later.
+PIN_BUILD := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
+
 # What the CPU engine is built from, and the packages that an editable install knows by name.
 NATIVE := CMakeLists.txt $(wildcard models/kernels/cpu/*.cpp models/kernels/cpu/*.h \
 	models/kernels/cpu/isa/*)
@@ -36,7 +40,7 @@ $(INSTALLED): pyproject.toml constraints.txt $(NATIVE) $(PACKAGES)
 		}; \
 		'$(PYTHON)' -m venv --clear $(VENV); \
 	}
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(PIN_BUILD) $(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: install

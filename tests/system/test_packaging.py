@@ -99,6 +99,12 @@ def test_the_tools_of_the_build_are_pinned() -> None:
     assert project["build-system"]["requires"] == ["scikit-build-core>=1.1,<2"]
     pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert pinned >= {"scikit_build_core", "cmake", "ninja", "packaging", "pathspec"}
+    # What is given by -c does not reach the environment of its own that pip builds in.
+    _, build, _ = dockerfile()
+    (install,) = [run for run in arguments(build, "RUN") if run.endswith(" .")]
+    (editable,) = [line for line in made("install").splitlines() if "pip install" in line]
+    for command in (install, editable):
+        assert "PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt" in command
 
 
 def test_the_templates_of_pages_are_installed() -> None:
