@@ -40,7 +40,10 @@ class Runtime(Protocol):
 
     @property
     def activation_bytes(self) -> int:
-        """Most bytes of activations alive at once, for one image."""
+        """Bytes that computing one image takes, besides `resident_bytes`.
+
+        Batches are cut into parts of a bounded number of bytes, but of at least one image.
+        """
 
     def run(self, x: Tensor) -> Tensor:
         """Return the logits ``(N, classes)`` of float32 images ``(N, C, H, W)``; N may be 0.
@@ -80,7 +83,7 @@ def choose(runtime: str = AUTO) -> str:
         raise Unavailable(
             f"There is no runtime {runtime!r} here.",
             field="runtime",
-            remedy="Use one of: " + ", ".join([AUTO, *RUNTIMES]),
+            remedy="Use one of: " + ", ".join([AUTO, *available()]),
         )
     kernels_of(name)
     return name

@@ -27,10 +27,13 @@ def place(program: FlatProgram) -> Arena:
     born, died = _lifetimes(program)
     owner = _owners(program, died)
     owners = sorted(set(owner))
+    freed = dict.fromkeys(owners, 0)
+    for value, first in enumerate(owner):
+        freed[first] = max(freed[first], died[value])
     arena = place_intervals(
         [program.values[i].bytes for i in owners],
         [born[i] for i in owners],
-        [max(died[j] for j in range(len(owner)) if owner[j] == i) for i in owners],
+        [freed[i] for i in owners],
     )
     offsets = dict(zip(owners, arena.offsets, strict=True))
     return Arena(tuple(offsets[i] for i in owner), arena.bytes)

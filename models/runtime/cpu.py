@@ -12,8 +12,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from models import kernels as native_kernels
 from models.artifact import Artifact
 from models.cores import usable_cores
+from models.plan import Plan
 from models.runtime.arena import place
 from models.runtime.compilation import compile_plan
 from models.runtime.kernel_choice import ChooseKernel, measured_kernels, with_kernels
@@ -28,15 +30,19 @@ KERNELS_VARIABLE: Final = "BITPRESS_CPU_KERNELS"
 ACTIVATION_BYTES: Final = 8 << 20
 _MOST_IMAGES: Final = 64
 
+# The library's limits (models/kernels/cpu/checks.cpp).
+MAX_THREADS: Final = 1024
+MAX_STEPS: Final = 1 << 20
+
 
 class CpuRuntime:
     """Executes an artifact's plan with kernels for one instruction set.
 
-    ``threads``: how many compute together, by default one for each usable core. ``kernels``: a
-    kernel set (``portable``, ``avx2``, ``avx512``), by default that of the environment variable
-    BITPRESS_CPU_KERNELS, or else the best one. ``choose_kernel``: by default the fastest by
-    measurement. ``activation_bytes``: most bytes of activations at a time, but at least one
-    image's.
+    ``threads``: how many compute together, by default one for each usable core, and never more than
+    `MAX_THREADS`. ``kernels``: a kernel set (``portable``, ``avx2``, ``avx512``), by default that
+    of the environment variable BITPRESS_CPU_KERNELS, or else the best one. ``choose_kernel``: by
+    default the fastest by measurement. ``activation_bytes``: most bytes of activations at a time,
+    but at least one image's.
 
     Raises:
         Unavailable: there is no native library here, no such kernel set, or none that can run this
@@ -54,13 +60,14 @@ class CpuRuntime:
         choose_kernel: ChooseKernel | None = None,
         activation_bytes: int = ACTIVATION_BYTES,
     ) -> None:
-        self.threads = usable_cores() if threads is None else threads
+        self.threads = min(usable_cores() if threads is None else threads, MAX_THREADS)
         if self.threads < 1:
             raise ValueError("a runtime needs a thread")
         native = native_library()
         self.kernels = kernel_set(kernels)
         self._input_shape = artifact.plan.input_shape
         self._output_shape = artifact.plan.output_shape
+        _check_size(artifact.plan)
         program = compile_plan(artifact.plan, artifact.tensors)
         arena = place(program)
         if choose_kernel is None:
@@ -73,7 +80,8 @@ class CpuRuntime:
             self._program = native.create(program, arena, self.kernels, self.threads, images)
         except NativeError as error:
             raise _refusal(error) from error
-        weakref.finalize(self, self._program.close)
+        # Not at exit: a daemon thread may still be computing then.
+        weakref.finalize(self, self._program.close).atexit = False
 
     @property
     def resident_bytes(self) -> int:
@@ -82,7 +90,11 @@ class CpuRuntime:
 
     @property
     def activation_bytes(self) -> int:
-        """Bytes of the arena and of scratch memory that one image takes."""
+        """Bytes of the arena that one image takes, and of the scratch memory of all threads.
+
+        A batch takes more, where several images fit into `ACTIVATION_BYTES`, but never that much
+        more: larger ones are cut up.
+        """
         return self._program.arena_bytes(1) + self._program.scratch_bytes
 
     def run(self, x: Tensor) -> Tensor:
@@ -115,6 +127,13 @@ def native_library() -> NativeLibrary:
         Unavailable: it was not built, or is another release's.
     """
     found = library()
+    if found is None and native_kernels.library_path() is not None:
+        raise Unavailable(
+            "The native library of this installation, for the runtime 'cpu', is of another "
+            "release or damaged.",
+            field="runtime",
+            remedy="Install bitpress again, or use the runtime 'reference'.",
+        )
     if found is None or not found.kernel_sets():
         raise Unavailable(
             "The runtime 'cpu' needs a native library, which this installation lacks.",
@@ -142,6 +161,19 @@ def kernel_set(name: str | None = None) -> str:
             remedy=f"Set {KERNELS_VARIABLE} to one of: " + ", ".join(available) + "; or unset it.",
         )
     return wanted
+
+
+def _check_size(plan: Plan) -> None:
+    """Refuse a plan of too many steps before they are made: a concatenation is one for each part.
+
+    Raises:
+        Unavailable: the library may refuse it.
+    """
+    most_steps = sum(len(node.sources) + 2 for node in plan.nodes) + 2
+    if most_steps > MAX_STEPS:
+        raise _refusal(
+            NativeError(Status.UNSUPPORTED, f"It may need over {MAX_STEPS} steps: {most_steps}.")
+        )
 
 
 def _refusal(error: NativeError) -> Exception:

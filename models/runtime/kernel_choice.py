@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from models.runtime.flat_program import FlatProgram, Kind, Step, Type, Value
+from models.runtime.flat_program import NONE, FlatProgram, Kind, Step, Type, Value
 from models.runtime.native import ABI_VERSION, NativeLibrary
 
 CACHE_DIR_VARIABLE: Final = "BITPRESS_CACHE_DIR"
@@ -35,7 +35,7 @@ _MOST_ENTRIES: Final = 10_000  # of the file: about a megabyte
 _ROUNDS: Final = 3
 _REPEATS: Final = 3
 
-# A step's members that decide about its speed.
+# What of a step decides about its speed: these members, and which of the others are there.
 _GEOMETRY: Final = (
     "kernel_rows", "kernel_columns", "stride_rows", "stride_columns", "padding_rows",
     "padding_columns", "dilation_rows", "dilation_columns", "groups", "filters", "bases",
@@ -88,8 +88,10 @@ class MeasuredKernels:
         key = self._key(step, source)
         name = self._found.get(key) or self._known.get(key)
         if name not in names:
-            name = names[self._measure(step, source, len(names))]
-            self._found[key] = name
+            fastest = self._measure(step, source, len(names))
+            if fastest is None:  # not kept: the next start may be luckier
+                return 0
+            name = self._found[key] = names[fastest]
         return names.index(name)
 
     def save(self) -> None:
@@ -98,7 +100,8 @@ class MeasuredKernels:
             # Anew: another process may have added to it in the meantime.
             _write_cache({**_read_cache(), **self._found})
 
-    def _measure(self, step: Step, source: Value, kernels: int) -> int:
+    def _measure(self, step: Step, source: Value, kernels: int) -> int | None:
+        """Return the fastest of ``kernels``, or None where none could be measured."""
         best = [math.inf] * kernels
         for kernel in [*range(kernels)] * _ROUNDS:
             seconds = self._library.time_product(
@@ -106,12 +109,26 @@ class MeasuredKernels:
             )
             if seconds >= 0:
                 best[kernel] = min(best[kernel], seconds)
-        return best.index(min(best))
+        return best.index(min(best)) if min(best) < math.inf else None
 
     def _key(self, step: Step, source: Value) -> str:
         geometry = ",".join(str(getattr(step, member)) for member in _GEOMETRY)
         shape = ",".join(str(int(size)) for size in asdict(source).values())
-        return f"{self._machine}/{self._threads}/{shape}/{geometry}"
+        return f"{self._machine}/{self._threads}/{shape}/{geometry}/{_presence(step)}"
+
+
+def _presence(step: Step) -> str:
+    """Tell what a product has to do besides: a border of codes that are not 0, and its results."""
+    return "".join(
+        letter if present else "-"
+        for letter, present in {
+            "z": step.in_zero != 0,
+            "s": step.base_scale is not None,
+            "r": step.in1 != NONE,
+            "f": step.out_f32 != NONE,
+            "q": step.out_u8 != NONE,
+        }.items()
+    )
 
 
 def cache_folder() -> Path:

@@ -1,23 +1,12 @@
-"""The CPU engine's C++ library, by ctypes: models/kernels/cpu/abi.h, member by member.
+"""The CPU engine's C++ library, by ctypes: models/kernels/cpu/abi.h, function by function.
 
-Structures have the members of that header's, under the same names, which a test compares. ctypes
-lets go of the interpreter lock for as long as a function of the library runs.
+ctypes lets go of the interpreter lock for as long as a function of the library runs.
 """
 
 import ctypes
 import logging
 from collections.abc import Sequence
-from ctypes import (
-    POINTER,
-    Structure,
-    byref,
-    c_char_p,
-    c_double,
-    c_float,
-    c_int32,
-    c_int64,
-    c_void_p,
-)
+from ctypes import POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_void_p
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -26,6 +15,7 @@ from typing import Any, Final
 from models import kernels
 from models.runtime.arena import Arena
 from models.runtime.flat_program import FlatProgram, Step, Value
+from models.runtime.structures import SIZES, CSpec, CStep, CValue, c_step, c_value
 
 ABI_VERSION: Final = 1
 KERNEL_SETS: Final = ("portable", "avx2", "avx512")  # by number, slowest first
@@ -52,78 +42,9 @@ class NativeError(Exception):
         self.status = status
 
 
-class CValue(Structure):
-    """bp_value."""
-
-    _fields_ = (
-        ("offset", c_int64),
-        ("channels", c_int64),
-        ("height", c_int64),
-        ("width", c_int64),
-        ("type", c_int32),
-        ("unused", c_int32),
-    )
-
-
-class CStep(Structure):
-    """bp_step; pointers as addresses."""
-
-    _fields_ = (
-        ("kind", c_int32),
-        ("in0", c_int32),
-        ("in1", c_int32),
-        ("out_f32", c_int32),
-        ("out_u8", c_int32),
-        ("activation", c_int32),
-        ("activation_low", c_float),
-        ("activation_high", c_float),
-        ("low", c_float),
-        ("step", c_float),
-        ("bits", c_int32),
-        ("in_zero", c_int32),
-        ("in_low", c_float),
-        ("in_step", c_float),
-        ("gain", c_void_p),
-        ("shift", c_void_p),
-        ("slope", c_void_p),
-        ("kernel_rows", c_int64),
-        ("kernel_columns", c_int64),
-        ("stride_rows", c_int64),
-        ("stride_columns", c_int64),
-        ("padding_rows", c_int64),
-        ("padding_columns", c_int64),
-        ("dilation_rows", c_int64),
-        ("dilation_columns", c_int64),
-        ("groups", c_int64),
-        ("packed_bits", c_void_p),
-        ("row_bytes", c_int64),
-        ("weight", c_void_p),
-        ("base_scale", c_void_p),
-        ("bases", c_int64),
-        ("pad_value", c_int32),
-        ("kernel", c_int32),
-        ("channel_offset", c_int64),
-        ("filters", c_int64),
-    )
-
-
-class CSpec(Structure):
-    """bp_program_spec."""
-
-    _fields_ = (
-        ("isa", c_int32),
-        ("threads", c_int32),
-        ("max_images", c_int64),
-        ("arena_bytes", c_int64),
-        ("value_count", c_int64),
-        ("values", POINTER(CValue)),
-        ("step_count", c_int64),
-        ("steps", POINTER(CStep)),
-    )
-
-
 _FUNCTIONS: Final[dict[str, tuple[Any, Sequence[Any]]]] = {
     "bp_abi_version": (c_int32, ()),
+    "bp_abi_sizes": (c_int64, ()),
     "bp_isa_name": (c_char_p, (c_int32,)),
     "bp_isa_available": (c_int32, (c_int32,)),
     "bp_kernel_count": (c_int32, (c_int32, POINTER(CStep), POINTER(CValue))),
@@ -161,6 +82,12 @@ class NativeLibrary:
     def abi_version(self) -> int:
         version: int = self.functions.bp_abi_version()
         return version
+
+    @property
+    def abi_sizes(self) -> int:
+        """The sizes of the structs that it was built with, as in `SIZES`."""
+        sizes: int = self.functions.bp_abi_sizes()
+        return sizes
 
     def kernel_sets(self) -> tuple[str, ...]:
         """Return the kernel sets that are built in and that this processor can run, best first."""
@@ -271,21 +198,6 @@ class NativeProgram:
         return count
 
 
-def c_value(value: Value, offset: int = 0) -> CValue:
-    """Return bp_value of ``value``."""
-    return CValue(offset, value.channels, value.height, value.width, value.type, 0)
-
-
-def c_step(step: Step) -> CStep:
-    """Return bp_step of ``step``, which has to outlive it: it points to the same arrays."""
-    members = {**vars(step)}
-    for name, array in step.arrays().items():
-        if not array.flags.c_contiguous:
-            raise ValueError(f"{name} is not contiguous")
-        members[name] = array.ctypes.data
-    return CStep(**members)
-
-
 @cache
 def library() -> NativeLibrary | None:
     """Return the library of this installation, or None where there is none that fits."""
@@ -294,11 +206,13 @@ def library() -> NativeLibrary | None:
         return None
     try:
         found = NativeLibrary(path)
-        version = found.abi_version
     except (OSError, AttributeError) as error:
         _log.warning("the native library cannot be used: %s", error)
         return None
-    if version != ABI_VERSION:
-        _log.warning("the native library is of interface %d, not %d", version, ABI_VERSION)
+    if (found.abi_version, found.abi_sizes) != (ABI_VERSION, SIZES):
+        _log.warning(
+            "the native library is of interface %d/%x, not %d/%x",
+            *(found.abi_version, found.abi_sizes, ABI_VERSION, SIZES),
+        )
         return None
     return found

@@ -26,7 +26,8 @@ from models.runtime.arena import place
 from models.runtime.compilation import compile_plan
 from models.runtime.cpu import CpuRuntime
 from models.runtime.flat_program import Kind
-from models.runtime.native import KERNEL_SETS, CSpec, CStep, CValue, c_step, c_value
+from models.runtime.native import KERNEL_SETS
+from models.runtime.structures import CSpec, CStep, CValue, c_step, c_value
 from store.errors import InvalidArtifact, Unavailable
 
 random_plan = runpy.run_path(str(Path(__file__).with_name("random_plans.py")))["random_plan"]

@@ -29,7 +29,9 @@ class RandomPlan:
     """A plan grown node by node.
 
     ``rounded``: every product of bits reads a quantizer with a level for 0, and there are no float
-    weights, so that the result is determined to the bit. Otherwise nothing is quantized.
+    weights, so that the result is determined to the bit. Otherwise quantizers need not have that
+    level, and a border may be of ones; but they round only what is ``exact``, made without sums of
+    real numbers, so that no order of adding decides between two levels.
     """
 
     def __init__(self, seed, *, rounded, nodes=10, most_channels=12):
@@ -40,6 +42,7 @@ class RandomPlan:
         self.nodes, self.tensors = [], {}
         self.shapes = {"input": (int(self.rng.integers(1, most_channels)), *map(int, size))}
         self.unread = {"input"}
+        self.exact = {"input"}
         while len(self.nodes) < nodes:
             self.grow()
         self.close()
@@ -80,6 +83,9 @@ class RandomPlan:
         self.shapes[node.name] = shape
         self.unread -= {*node.sources}
         self.unread.add(node.name)
+        sums = isinstance(node, Conv2d | Linear) and not self.rounded
+        if not sums and self.exact.issuperset(node.sources):
+            self.exact.add(node.name)
         return True
 
     def activation(self):
@@ -99,6 +105,8 @@ class RandomPlan:
         levels = [8, 8, 8, 4, 2, 1][self.rng.integers(6)]
         step = float(np.float32(2.0 ** self.rng.uniform(-4, -1) * 64 / 2**levels))
         zero = self.number(0, 2**levels - 1) if self.one_in(2) else 0
+        if not self.rounded and self.one_in(2):
+            zero += 0.3  # no level stands for 0
         low = float(np.float32(-zero) * np.float32(step))
         node = Quantize(name=self.name(), input=source, bits=levels, low=low, step=step)
         self.add(node)
@@ -112,6 +120,7 @@ class RandomPlan:
         source = self.pick()
         while isinstance(self.made_by(source), Quantize):
             source = self.made_by(source).input
+        rounds = self.rounded or (source in self.exact and not self.one_in(3))
         shape = self.shapes[source]
         weight = "bits" if self.rounded or not self.one_in(3) else "float"
         bases = 1 if weight == "float" else [1, 1, 2, 3][self.rng.integers(4)]
@@ -131,7 +140,7 @@ class RandomPlan:
             flat = Flatten(name=self.name(), input=source)
             self.add(flat)
             source, shape, groups = flat.name, self.shapes[flat.name], 1
-        if weight == "bits" and self.rounded:
+        if rounds:
             source = self.quantized(source)
         name = self.name()
         if len(shape) == 1:
@@ -184,7 +193,7 @@ class RandomPlan:
     def elementwise(self):
         source, name = self.pick(), self.name()
         channels = self.shapes[source][0]
-        match self.rng.integers(4 if self.rounded else 2):
+        match self.rng.integers(4 if self.rounded or source in self.exact else 2):
             case 0:
                 self.add(Affine(name=name, input=source), affine=self.floats(2, channels))
             case 1:

@@ -28,7 +28,7 @@ from models.operators import (
     Quantize,
 )
 from models.plan import Plan
-from models.runtime import native
+from models.runtime import native, structures
 from models.runtime.arena import place, place_intervals
 from models.runtime.compilation import compile_plan
 from models.runtime.filter_order import bits_tap_by_tap, weights_tap_by_tap
@@ -386,7 +386,11 @@ def declared(structure):
 
 @pytest.mark.parametrize(
     ("structure", "mirror"),
-    [("bp_value", native.CValue), ("bp_step", native.CStep), ("bp_program_spec", native.CSpec)],
+    [
+        ("bp_value", structures.CValue),
+        ("bp_step", structures.CStep),
+        ("bp_program_spec", structures.CSpec),
+    ],
 )
 def test_structures_are_those_of_the_header(structure, mirror):
     names = {"c_int": "int32_t", "c_long": "int64_t", "c_float": "float", "c_void_p": "pointer"}

@@ -78,6 +78,10 @@ def test_what_decides_about_speed_is_told_apart(library_file):
     for step, source, threads in [
         (product(filters=65), SOURCE, 1),
         (product(stride_columns=2), SOURCE, 1),
+        (product(in_zero=3), SOURCE, 1),
+        (product(in1=1), SOURCE, 1),
+        (product(out_f32=1), SOURCE, 1),
+        (product(out_u8=1), SOURCE, 1),
         (product(), Value(64, 8, 9, Type.U8), 1),
         (product(), SOURCE, 2),
     ]:
@@ -89,6 +93,14 @@ def test_what_decides_about_speed_is_told_apart(library_file):
     library.timed.clear()
     choose(library)
     assert library.timed == MEASURED
+
+
+def test_where_no_kernel_can_be_measured_nothing_is_remembered(library_file, folder):
+    library = FakeLibrary(library_file, [-1, -1])
+    assert choose(library) == 0
+    assert not folder.exists()
+    library.seconds = [2, 1]
+    assert choose(library) == 1
 
 
 def test_where_nothing_is_to_be_chosen_nothing_is_measured(library_file, folder):

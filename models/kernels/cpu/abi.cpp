@@ -52,6 +52,11 @@ extern "C" {
 
 int32_t bp_abi_version(void) { return BP_ABI_VERSION; }
 
+int64_t bp_abi_sizes(void) {
+  return static_cast<int64_t>(sizeof(bp_value)) | static_cast<int64_t>(sizeof(bp_step)) << 16 |
+         static_cast<int64_t>(sizeof(bp_program_spec)) << 32;
+}
+
 const char* bp_isa_name(int32_t isa) {
   switch (isa) {
     case BP_PORTABLE:

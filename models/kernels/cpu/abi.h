@@ -114,6 +114,9 @@ typedef struct bp_program bp_program;
 enum bp_status { BP_OK = 0, BP_INVALID = 1, BP_UNSUPPORTED = 2, BP_NO_MEMORY = 3 };
 
 BP_API int32_t bp_abi_version(void);
+// The sizes of bp_value, bp_step and bp_program_spec, 16 bits each, the first lowest: who calls a
+// library that was built of another header sees it, even where nobody thought of the version.
+BP_API int64_t bp_abi_sizes(void);
 // Lower case name of an instruction set, "" where there is none of that number.
 BP_API const char* bp_isa_name(int32_t isa);
 // Whether this build has the kernels and this processor and system can run them.
