@@ -184,7 +184,7 @@ def _resident_families(models: Iterable[LoadedModel]) -> list[Metric]:
     )
     activations = GaugeMetricFamily(
         "bitpress_model_activation_bytes",
-        "Most memory that the activations of one image take.",
+        "Memory that computing one image takes besides: activations and scratch memory.",
         labels=labels,
     )
     waiting = GaugeMetricFamily(

@@ -43,7 +43,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Executor:
+class Engine:
     """What a model runs on: the names of a runtime and of its set of kernels."""
 
     runtime: str
@@ -83,7 +83,7 @@ class ModelPool:
         self._store = store
         self._runtime = runtime
         chosen = runtimes.choose(runtime)
-        self._executor = Executor(chosen, runtimes.kernels_of(chosen))
+        self._engine = Engine(chosen, runtimes.kernels_of(chosen))
         self._threads = threads
         self._max_resident_models = max_resident_models
         self._batch_limits = batch_limits
@@ -113,11 +113,11 @@ class ModelPool:
         return await asyncio.shield(self._loading[key])
 
     @property
-    def executor(self) -> Executor:
+    def engine(self) -> Engine:
         """What models are meant to run on."""
-        return self._executor
+        return self._engine
 
-    def executor_of(self, version: ModelVersion) -> Executor:
+    def engine_of(self, version: ModelVersion) -> Engine:
         """Return what ``version`` runs on, or is meant to where it is not loaded.
 
         The two differ where the runtime was not asked for by name and cannot run this model. May be
@@ -125,8 +125,8 @@ class ModelPool:
         """
         loaded = self._resident.get(_key(version))
         if loaded is None:
-            return self._executor
-        return Executor(loaded.runtime.name, loaded.runtime.kernels)
+            return self._engine
+        return Engine(loaded.runtime.name, loaded.runtime.kernels)
 
     def resident(self) -> list[LoadedModel]:
         """Return what is loaded now. May be called from any thread."""

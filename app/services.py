@@ -70,8 +70,8 @@ async def open_services(settings: AppSettings, metrics: Metrics) -> AsyncIterato
         "runtime chosen",
         extra={
             "asked": settings.runtime,
-            "runtime": pool.executor.runtime,
-            "kernels": pool.executor.kernels,
+            "runtime": pool.engine.runtime,
+            "kernels": pool.engine.kernels,
             "threads": settings.predict_threads,
         },
     )

@@ -10,10 +10,15 @@ from app.images import ImageLimits
 from models import runtime as runtimes
 from models.cores import usable_cores
 from models.preprocessing import MAX_DECODED_PIXELS
+from models.runtime.cpu import MAX_THREADS
 from store.errors import Unavailable
 from store.settings import StoreSettings
 
 _MIB = 2**20
+
+
+def _all_cores() -> int:
+    return min(usable_cores(), MAX_THREADS)
 
 
 class AppSettings(StoreSettings):
@@ -58,8 +63,9 @@ class AppSettings(StoreSettings):
         default=64, gt=0, description="Most prediction requests at once; more get 429."
     )
     predict_threads: int = Field(
-        default_factory=usable_cores,
+        default_factory=_all_cores,
         ge=1,
+        le=MAX_THREADS,
         description="Threads that predictions are computed on; all cores by default.",
     )
     max_batch_images: int = Field(default=32, gt=0, description="Most images computed together.")

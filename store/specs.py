@@ -2,7 +2,8 @@
 
 Beside the data, the versions, the number of threads, the runtime and the kind of processor that do
 the arithmetic, a job depends on nothing else: where all of these are equal, so are the artifacts,
-byte for byte. Fine-tuning on GPUs is the exception.
+byte for byte. With activations of float32 the runtime's set of kernels is one of them, where
+BITPRESS_CPU_KERNELS or another build changes it. Fine-tuning on GPUs is the exception.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

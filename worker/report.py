@@ -24,8 +24,9 @@ def provenance(spec: CompressSpec, digests: Mapping[str, str]) -> dict[str, Any]
 
     Equal are jobs of equal specification, data, versions, threads and runtime on processors of one
     kind: how many threads torch has, and which instructions, decides in which order it adds, and so
-    a sum's last bits; so does the runtime that measures the accuracy. The checkpoint appears by its
-    digest only, however it was sent.
+    a sum's last bits; so does the runtime that measures the accuracy and, where it adds up
+    activations of float32, its set of kernels. The checkpoint appears by its digest only, however
+    it was sent.
     """
     return {
         "spec": spec.model_dump(mode="json", exclude={"checkpoint"}),

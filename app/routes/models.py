@@ -106,7 +106,7 @@ def _model_answer(versions: Sequence[ModelVersion], pool: ModelPool) -> ModelAns
     latest = versions[-1]
     report = latest.report
     card = pool.card(latest)
-    executor = pool.executor_of(latest)
+    engine = pool.engine_of(latest)
     try:
         return ModelAnswer(
             name=latest.name,
@@ -119,8 +119,8 @@ def _model_answer(versions: Sequence[ModelVersion], pool: ModelPool) -> ModelAns
             compression_ratio=report["compression_ratio"],
             input=InputAnswer.model_validate(card.input.to_json()),
             labels=list(card.labels),
-            runtime=executor.runtime,
-            kernels=executor.kernels,
+            runtime=engine.runtime,
+            kernels=engine.kernels,
             digest=latest.digest,
             job=latest.job_id,
             created_at=latest.created_at,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.batcher import BatchLimits
-from app.pool import Executor, ModelPool
+from app.pool import Engine, ModelPool
 from models import artifact as artifacts
 from models import runtime
 from models.preprocessing import InputSpec
@@ -146,7 +146,7 @@ def test_a_card_is_the_header_alone_and_read_once(
     monkeypatch.setattr(artifacts, "read_heading", None)
     assert pool.card(version) is card
     assert loaded == []
-    assert pool.executor_of(version) == pool.executor == Executor("reference", "torch")
+    assert pool.engine_of(version) == pool.engine == Engine("reference", "torch")
 
 
 def test_a_file_that_is_gone_or_cut_off_has_no_card(

@@ -57,7 +57,9 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
         predict["packed"] = served.run
         if context.spec.activation_bits < 32:
             network = forms[list(forms)[-1]]
-            predict["packed_float_activations"] = load(_unrounded(network, packed)).run
+            # On the same runtime, whatever was asked for: rounding is all that they differ in.
+            unrounded = load(_unrounded(network, packed), runtime=served.name)
+            predict["packed_float_activations"] = unrounded.run
         logits = logits_of_forms(predict, test, input_spec(context.spec), progress)
         accuracies = {form: accuracy(found, test.labels) for form, found in logits.items()}
         epochs, processes = arguments["epochs"], context.settings.training_processes
