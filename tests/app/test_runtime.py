@@ -13,6 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from app import settings
 from app.settings import AppSettings
 from models import runtime
 from models.artifact import Artifact
@@ -123,6 +124,15 @@ def test_a_runtime_that_is_missing_is_a_wrong_setting_never_another_runtime(
     monkeypatch.setattr(runtime, "choose", missing)
     with pytest.raises(ValidationError, match=r"cannot be used here\. Use one of: auto"):
         AppSettings(runtime="cpu")
+
+
+def test_more_threads_than_any_runtime_takes_are_refused_and_never_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ValidationError, match="1024"):
+        AppSettings(predict_threads=1025)
+    monkeypatch.setattr(settings, "usable_cores", lambda: 1500)
+    assert AppSettings().predict_threads == 1024
 
 
 def test_a_model_that_auto_had_to_load_elsewhere_says_so(
