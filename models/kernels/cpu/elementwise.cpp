@@ -60,19 +60,15 @@ class Elementwise final : public Step {
 
  private:
   float* take_numbers(Layout& layout) const {
-    return layout.take<float>(std::max(kNumbers, pixels_ * in0_.channels) + kSpareSums);
+    return layout.take<float>(std::max(kNumbers, pixels_ * in0_.channels));
   }
 
   void finish(const Batch& batch, float* numbers, int64_t first, Finish finish, int64_t pixels,
               int64_t channels) const {
-    finish.sums = numbers;
     if (in0_.codes) {
       set_.numbers_of_codes(in0_.at<const uint8_t>(batch) + first, in_step_, in_low_, numbers,
                             pixels * channels);
-    } else if (channels % kSpareSums != 0) {
-      // Not in place, where what is read beyond the last pixel may be another thread's to write.
-      memcpy(numbers, in0_.at<const float>(batch) + first,
-             static_cast<size_t>(pixels * channels) * sizeof(float));
+      finish.sums = numbers;
     } else {
       finish.sums = in0_.at<const float>(batch) + first;
     }

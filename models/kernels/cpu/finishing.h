@@ -6,7 +6,7 @@
 
 namespace bitpress {
 
-// Kernels read sums and arrays of channels in whole registers.
+// Kernels read a product's sums and arrays of channels in whole registers.
 constexpr int64_t kSpareSums = 16;
 
 class Finishing {

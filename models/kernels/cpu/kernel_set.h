@@ -108,8 +108,9 @@ struct KernelSet {
   int32_t isa;
   const char* name;
   const ProductKernel* const* products;  // ends with null
-  // Exactly `channels` numbers of each pixel are written; any number, also 0. Sums may be read up
-  // to the next multiple of 16 channels.
+  // Exactly `channels` numbers of each pixel are written; any number, also 0. Integer sums, sums of
+  // several bases and arrays of channels may be read up to the next multiple of 16 channels; other
+  // sums may be a value that other threads write next to the pixels, and are not read beyond them.
   void (*finish)(const Finish& finish, int64_t pixels, int64_t channels);
   // out[c] = the greatest of in[0][c] .. in[inputs - 1][c], for 1 or more inputs; a NaN stays.
   // `out` may be one of them.

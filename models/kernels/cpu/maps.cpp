@@ -54,7 +54,7 @@ class Input final : public Step {
 
  private:
   float* take_line(Layout& layout) const {
-    return layout.take<float>(out_.width * out_.channels + kSpareSums);
+    return layout.take<float>(out_.width * out_.channels);
   }
 
   // A row of the map, whose channels begin at from[0], from[plane], from[2 * plane], ...

@@ -86,7 +86,7 @@ class MaxPool final : public Step {
   Scratch take_scratch(Layout& layout) const {
     const int64_t bytes = in_.codes ? 1 : 4;
     uint8_t* line = layout.take<uint8_t>(in_.width * in_.channels * bytes);
-    return {line, layout.take<uint8_t>(in_.codes ? 0 : (row_numbers() + kSpareSums) * bytes)};
+    return {line, layout.take<uint8_t>(in_.codes ? 0 : row_numbers() * bytes)};
   }
   int64_t row_numbers() const { return out_.width * out_.channels; }
 
@@ -171,7 +171,7 @@ class AvgPool final : public Step {
 
  private:
   float* take_sums(Layout& layout) const {
-    return layout.take<float>(kSliceChannels + kSpareSums);
+    return layout.take<float>(kSliceChannels);
   }
 
   // Added row by row and column by column from 0 on, as torch does, and then divided.
