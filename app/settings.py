@@ -91,7 +91,7 @@ class AppSettings(StoreSettings):
         try:
             runtimes.choose(runtime)
         except Unavailable as fault:
-            raise ValueError(f"it cannot be used here. {fault.remedy}") from None
+            raise ValueError(f"it cannot be used here. {fault.detail} {fault.remedy}") from None
         return runtime
 
     @property

@@ -122,7 +122,7 @@ def test_a_runtime_that_is_missing_is_a_wrong_setting_never_another_runtime(
         raise Unavailable("It is missing.", remedy="Use one of: auto, reference")
 
     monkeypatch.setattr(runtime, "choose", missing)
-    with pytest.raises(ValidationError, match=r"cannot be used here\. Use one of: auto"):
+    with pytest.raises(ValidationError, match=r"here\. It is missing\. Use one of: auto"):
         AppSettings(runtime="cpu")
 
 
