@@ -50,7 +50,8 @@ void prepare(const void* in, int64_t pitch, int64_t pixels, int64_t channels, vo
   }
 }
 
-// Sums of P pixels for F vectors of 16 filters, on two levels (tiles.h).
+// Sums of P pixels for F vectors of 16 filters, on two levels (tiles.h). A function that is not
+// inlined would have them in memory.
 template <int P, int F>
 struct Sums {
   __m512 fresh[P][F];
@@ -64,7 +65,7 @@ struct Sums {
     clear();
   }
 
-  inline void clear() {
+  __attribute__((always_inline)) inline void clear() {
     BITPRESS_UNROLL
     for (int p = 0; p < P; ++p) {
       BITPRESS_UNROLL
@@ -73,7 +74,8 @@ struct Sums {
   }
 
   // One group: its look-ups, and the next group's bits moved to where they are looked up.
-  inline void look_up(__m512i (&index)[F], const uint8_t* table, int64_t pixel_bytes) {
+  __attribute__((always_inline)) inline void look_up(__m512i (&index)[F], const uint8_t* table,
+                                                     int64_t pixel_bytes) {
     BITPRESS_UNROLL
     for (int p = 0; p < P; ++p) {
       __m512 entries = _mm512_loadu_ps(table + p * pixel_bytes);
@@ -90,7 +92,7 @@ struct Sums {
     for (int f = 0; f < F; ++f) index[f] = _mm512_srli_epi32(index[f], kGroupChannels);
   }
 
-  inline void flush() {
+  __attribute__((always_inline)) inline void flush() {
     BITPRESS_UNROLL
     for (int p = 0; p < P; ++p) {
       BITPRESS_UNROLL
