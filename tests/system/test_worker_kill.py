@@ -149,8 +149,9 @@ def test_an_epoch_that_is_cut_short_is_trained_again_to_the_same_bits(
     tmp_path: Path, sqlite_url: str, start_worker: StartWorker, wait_until: WaitUntil
 ) -> None:
     """Killed in the middle of an epoch and taken over: the artifact is that of a smooth job."""
-    # 420 images to train on in 210 steps: an epoch goes on for long after its first report.
-    installation = Installation(tmp_path, sqlite_url, images_per_class=200)
+    # 1,050 images to train on in 525 steps: an epoch goes on for long after its first report, which
+    # comes after a second.
+    installation = Installation(tmp_path, sqlite_url, images_per_class=500)
     wanted = {"epochs": 3, "batch_size": 2, "average": 0.9, "batch_norm": "reestimate"}
     spec = parse_spec({**installation.spec.model_dump(mode="json"), "fine_tune": wanted})
     place = (installation.settings.data_dir, sqlite_url)
