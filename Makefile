@@ -18,7 +18,7 @@ NATIVE := CMakeLists.txt $(wildcard models/kernels/cpu/*.cpp models/kernels/cpu/
 	models/kernels/cpu/isa/*)
 PACKAGES := $(shell find app client models store worker -name __init__.py)
 
-.PHONY: help install demo test test-fast lint format sanitize
+.PHONY: help install demo test test-fast lint format docs sanitize
 
 help:
 	@echo 'make demo       train, compress and serve a small network, and show what it measures'
@@ -26,6 +26,7 @@ help:
 	@echo 'make test-fast  the tests that take seconds'
 	@echo 'make lint       format, lint, types and import rules'
 	@echo 'make format     put the sources into shape'
+	@echo 'make docs       write the pages and the dashboard that are made from the code'
 	@echo 'make sanitize   the CPU engine under sanitizers and valgrind (needs g++ and CMake)'
 	@echo 'make install    only the environment, in $(VENV)'
 
@@ -61,6 +62,11 @@ test-fast: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: install
+	$(BIN)/python -m app.api_reference
+	$(BIN)/python -m app.metrics_reference
+	$(BIN)/python deploy/grafana/dashboard.py
 
 # Takes minutes; SCALE=10 takes a tenth of the cases.
 sanitize:

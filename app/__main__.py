@@ -1,5 +1,6 @@
 """``python -m app``: serve until SIGTERM or SIGINT, then finish what is under way and leave."""
 
+import errno
 import logging
 import os
 import signal
@@ -49,13 +50,12 @@ def main() -> int:
         for fault in setting_faults(error):
             _log.error("invalid setting", extra=fault)
         return 2
+    logs.configure(settings.log_level)
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
-        _log.error(
-            "cannot listen",
-            extra={"host": settings.host, "port": settings.port, "fault": error.strerror},
-        )
+        where = {"host": settings.host, "port": settings.port}
+        _log.error("cannot listen", extra={**where, **_fault_of_address(error)})
         return 1
     config = uvicorn.Config(
         create_app(settings),
@@ -80,6 +80,17 @@ def main() -> int:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def _fault_of_address(error: OSError) -> dict[str, str | None]:
+    """Return ``fault`` and ``remedy`` of an address that cannot be listened on."""
+    if error.errno == errno.EADDRINUSE:
+        remedy = "Give another BITPRESS_PORT, 0 for a free one, or stop who listens there."
+    elif error.errno == errno.EACCES:
+        remedy = "Give a BITPRESS_PORT from 1024 up, or allow this user the lower ones."
+    else:
+        remedy = "Set BITPRESS_HOST to an address of this machine; 0.0.0.0 is all of them."
+    return {"fault": error.strerror, "remedy": remedy}
 
 
 def _url(host: str, listener: socket.socket) -> str:

@@ -11,6 +11,7 @@ from store.errors import InvalidDataset, InvalidSpec, NotFound
 from store.specs import CompressSpec
 
 _MOST_NAMES = 20
+_ANY_CLASSES = 2
 
 
 def check_spec(spec: CompressSpec, datasets: DatasetStore) -> Dataset:
@@ -22,8 +23,29 @@ def check_spec(spec: CompressSpec, datasets: DatasetStore) -> Dataset:
     """
     _check_input(spec)
     registry.validate(spec.architecture, spec.architecture_parameters)
-    dataset = _dataset(spec.dataset, datasets)
-    layers = registry.layer_names(spec.architecture, **_network(spec, dataset))
+    dataset = known_dataset(spec, datasets)
+    _check_layers(spec, len(dataset.classes))
+    return dataset
+
+
+def check_spec_but_dataset(spec: CompressSpec, datasets: DatasetStore) -> Dataset | None:
+    """Check ``spec`` as `check_spec` does, but let its dataset be one that is yet to come: None.
+
+    Raises as `check_spec`.
+    """
+    _check_input(spec)
+    registry.validate(spec.architecture, spec.architecture_parameters)
+    try:
+        datasets.get(spec.dataset)
+    except NotFound:
+        # The names of layers do not depend on the number of classes.
+        _check_layers(spec, _ANY_CLASSES)
+        return None
+    return check_spec(spec, datasets)
+
+
+def _check_layers(spec: CompressSpec, classes: int) -> None:
+    layers = registry.layer_names(spec.architecture, **_network(spec, classes))
     for index, name in enumerate(spec.keep_float):
         if name not in layers:
             raise InvalidSpec(
@@ -37,7 +59,6 @@ def check_spec(spec: CompressSpec, datasets: DatasetStore) -> Dataset:
             field="spec.keep_float",
             remedy="Leave at least one layer out.",
         )
-    return dataset
 
 
 def _check_input(spec: CompressSpec) -> None:
@@ -52,8 +73,10 @@ def _check_input(spec: CompressSpec) -> None:
         ) from None
 
 
-def check_checkpoint(spec: CompressSpec, dataset: Dataset, path: Path) -> None:
+def check_checkpoint(spec: CompressSpec, dataset: Dataset | None, path: Path) -> None:
     """Check the checkpoint's file as far as possible without unpickling it. Blocking.
+
+    Without a dataset, which tells the number of classes, only the container is checked.
 
     A safetensors file shows all its keys and shapes; of a pickle only the container is checked
     here, and the worker checks the rest.
@@ -63,11 +86,14 @@ def check_checkpoint(spec: CompressSpec, dataset: Dataset, path: Path) -> None:
         CheckpointMismatch: a checkpoint of another network, or for another number of classes.
     """
     inspection = checkpoints.inspect(path)
-    if inspection.shapes is not None:
-        checkpoints.check_fit(inspection.shapes, spec.architecture, **_network(spec, dataset))
+    if inspection.shapes is not None and dataset is not None:
+        network = _network(spec, len(dataset.classes))
+        checkpoints.check_fit(inspection.shapes, spec.architecture, **network)
 
 
-def _dataset(name: str, datasets: DatasetStore) -> Dataset:
+def known_dataset(spec: CompressSpec, datasets: DatasetStore) -> Dataset:
+    """Return the dataset that ``spec`` names. Blocking. Raises as `check_spec`."""
+    name = spec.dataset
     try:
         dataset = datasets.get(name)
     except NotFound:
@@ -87,13 +113,13 @@ def _dataset(name: str, datasets: DatasetStore) -> Dataset:
     return dataset
 
 
-def _network(spec: CompressSpec, dataset: Dataset) -> dict[str, Any]:
+def _network(spec: CompressSpec, classes: int) -> dict[str, Any]:
     parameters: Mapping[str, Any] = spec.architecture_parameters
     return {
         "channels": spec.input.channels,
         "height": spec.input.height,
         "width": spec.input.width,
-        "classes": len(dataset.classes),
+        "classes": classes,
         "parameters": parameters,
     }
 

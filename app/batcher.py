@@ -15,6 +15,10 @@ from typing import Generic, TypeVar
 
 from store.errors import Overloaded
 
+_LONGEST_RETRY_S = 60.0
+_NEWEST_WEIGHT = 0.2
+"""Of the newest batch in the mean time per image: the last ten or so decide."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -67,6 +71,7 @@ class Batcher(Generic[Item, Result]):
         self._clock = clock
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._admitted = 0
+        self._image_s: float | None = None
         self._enough = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
 
@@ -80,13 +85,17 @@ class Batcher(Generic[Item, Result]):
         """Hold room for ``count`` images, from before they are decoded until they are answered.
 
         Raises:
-            Overloaded: there is no room now.
+            Overloaded: there is no room now. It tells when there will be, at the pace of the last
+                batches.
         """
         if self._admitted + count > self._limits.max_queue_images:
-            raise Overloaded(
+            full = Overloaded(
                 "Too many images are waiting for this model.",
                 remedy="Try again after the time in Retry-After, with fewer requests at once.",
             )
+            excess = self._admitted + count - self._limits.max_queue_images
+            full.retry_after_s = min(_LONGEST_RETRY_S, excess * (self._image_s or 0.0))
+            raise full
         self._admitted += count
         try:
             yield
@@ -157,12 +166,18 @@ class Batcher(Generic[Item, Result]):
             results = await asyncio.get_running_loop().run_in_executor(
                 self._executor, self._run, items
             )
+            answers = list(zip(waiting, results, strict=True))
         except Exception as error:
             for one in waiting:
                 if not one.answer.done():
                     one.answer.set_exception(error)
             return
         batch.seconds = self._clock() - begun
-        for one, result in zip(waiting, results, strict=True):
+        self._learn(batch.seconds / len(waiting))
+        for one, result in answers:
             if not one.answer.done():
                 one.answer.set_result((result, batch))
+
+    def _learn(self, image_s: float) -> None:
+        before = image_s if self._image_s is None else self._image_s
+        self._image_s = before + _NEWEST_WEIGHT * (image_s - before)

@@ -21,15 +21,19 @@ from store.errors import (
     TYPE_PREFIX,
     BitpressError,
     Conflict,
+    GateFailed,
     InvalidInput,
+    JobCancelled,
     NotFound,
     Overloaded,
     StorageExhausted,
     TooLarge,
     Unavailable,
+    error_kinds,
 )
 
 MEDIA_TYPE = "application/problem+json"
+INTERNAL_ERROR = "internal-error"
 _log = logging.getLogger("bitpress.app")
 
 
@@ -62,10 +66,20 @@ class NotAcceptable(InvalidInput):
 
 
 class SlowBody(InvalidInput):
-    """The body stopped arriving, or took too long."""
+    """The request stopped arriving, or took too long."""
 
     code = "request-timeout"
-    title = "The body took too long"
+    title = "The request took too long"
+
+
+class UnsatisfiableRange(InvalidInput):
+    """The Range header asks for bytes that the file does not have."""
+
+    code = "range-not-satisfiable"
+    title = "There are no such bytes"
+
+    size: int | None = None
+    """Bytes of the file."""
 
 
 STATUS: dict[type[BitpressError], int] = {
@@ -74,9 +88,12 @@ STATUS: dict[type[BitpressError], int] = {
     UnsupportedMedia: 415,
     NotAcceptable: 406,
     SlowBody: 408,
+    UnsatisfiableRange: 416,
     InvalidInput: 422,
     NotFound: 404,
     Conflict: 409,
+    GateFailed: 409,
+    JobCancelled: 409,
     TooLarge: 413,
     Overloaded: 429,
     Unavailable: 503,
@@ -87,6 +104,13 @@ _FRAMEWORK_REMEDIES = {
     404: "See /docs for the routes there are.",
     405: "See /docs for the methods of this route.",
 }
+
+
+def reasons() -> frozenset[str]:
+    """Return the codes of all problems that an answer can have."""
+    # What the framework itself refuses, and what nobody expected.
+    others = {"bad-request", "method-not-allowed", INTERNAL_ERROR}
+    return frozenset({*(kind.code for kind in error_kinds()), *others} - {BitpressError.code})
 
 
 def status_of(error: BitpressError) -> int:
@@ -105,6 +129,8 @@ def problem_response(request: Request, error: Exception) -> Response:
             headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
         if isinstance(error, NotAcceptable):
             headers["Vary"] = "Accept"
+        if isinstance(error, UnsatisfiableRange) and error.size is not None:
+            headers["Content-Range"] = f"bytes */{error.size}"
         return _document(request, status_of(error), error.problem(), headers)
     if isinstance(error, RequestValidationError):
         return _document(request, 422, _validation_members(error))
@@ -119,7 +145,7 @@ def problem_response(request: Request, error: Exception) -> Response:
         request,
         500,
         {
-            "type": TYPE_PREFIX + "internal-error",
+            "type": TYPE_PREFIX + INTERNAL_ERROR,
             "title": "Internal error",
             "detail": "The service met an unexpected error.",
             "remedy": "Report it together with the instance.",
@@ -142,18 +168,8 @@ def install(app: FastAPI) -> None:
 
 
 def log_unexpected(error: BaseException) -> None:
-    """Log an unexpected exception: its kind and where it arose, but not its message.
-
-    A message may quote what a user sent, or a path; kind and place are enough to find the fault.
-    """
-    places = []
-    trace = error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        module = trace.tb_frame.f_globals.get("__name__", "?")
-        places.append(f"{module}:{code.co_qualname}:{trace.tb_lineno}")
-        trace = trace.tb_next
-    _log.error("unexpected error", extra={"error": type(error).__name__, "trace": places[-12:]})
+    """Log an unexpected exception: its kind and where it arose, enough to find the fault."""
+    _log.error("unexpected error", exc_info=error)
 
 
 async def _handle(request: Request, error: Exception) -> Response:
@@ -167,6 +183,8 @@ def _document(
 ) -> Response:
     request_id = request.scope.get("state", {}).get("request_id")
     content = problem_content(members, status, request_id)
+    # For the request's line in the log, and for the count of errors by reason.
+    request.state.problem = str(members["type"]).removeprefix(TYPE_PREFIX)
     return JSONResponse(content, status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 

@@ -10,10 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 
-from app import errors, openapi
+from app import errors, methods, openapi
 from app.metrics import Metrics
 from app.observation import Observation
-from app.routes import compress, datasets, health, jobs, models, predict
+from app.routes import aliases, compress, datasets, events, health, jobs, models, predict
 from app.services import open_services
 from app.settings import AppSettings
 
@@ -29,7 +29,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     Nothing is opened before its lifespan starts, and everything is closed when that ends.
     """
     settings = settings or AppSettings()
-    metrics = Metrics()
+    metrics = Metrics(errors.reasons(), _version())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -48,9 +48,11 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.metrics = metrics
-    for routes in (compress, jobs, datasets, models, predict, health):
+    app.state.settings = settings
+    for routes in (compress, jobs, events, datasets, models, aliases, predict, health):
         app.include_router(routes.router)
     errors.install(app)
+    methods.install(app)
     app.add_middleware(Observation, metrics=metrics)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
     return app

@@ -1,5 +1,8 @@
 """The outermost layer: each request gets an id, a log line, its metrics, and always an answer.
 
+The id is the caller's ``X-Request-ID`` where that is a sound one. It stands in the answer, in every
+line that the request writes to the log, and in the ``instance`` of its problem.
+
 A plain ASGI middleware: the framework's own base class would stand between a route and the news
 that its client went away.
 """
@@ -9,6 +12,7 @@ import logging
 import re
 import time
 import uuid
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,10 +20,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import log_unexpected, problem_response
 from app.metrics import Metrics
 from store.errors import Unavailable
+from store.logs import log_context
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Of a path's parameter only what can be nothing but a job's id gets into the log.
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
 _CLIENT_GONE = 499
 _FIXED_ROUTES = frozenset({"/docs", "/openapi.json"})
+# Asked again and again by machines: where they succeed, only whoever debugs wants to read it.
+_POLLED = frozenset(
+    {"/health/live", "/health/ready", "/metrics", "/jobs/{job_id}", "/jobs/{job_id}/events"}
+)
 _log = logging.getLogger("bitpress.access")
 
 
@@ -39,6 +50,10 @@ class Observation:
         asked = request.headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         request.state.request_id = request_id
+        with log_context(request_id=request_id), self._metrics.active_request():
+            await self._observe(request, scope, receive, send)
+
+    async def _observe(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         begun = time.monotonic()
         status: int | None = None
 
@@ -48,7 +63,7 @@ class Observation:
                 status = message["status"]
                 message["headers"] = [
                     *message.get("headers", ()),
-                    (b"x-request-id", request_id.encode()),
+                    (b"x-request-id", request.state.request_id.encode()),
                 ]
             await send(message)
 
@@ -71,21 +86,44 @@ class Observation:
                 raise
             await problem_response(request, error)(scope, receive, observed_send)
         finally:
-            self._note(scope, status or _CLIENT_GONE, time.monotonic() - begun, request_id)
+            self._note(scope, status or _CLIENT_GONE, time.monotonic() - begun)
 
-    def _note(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
-        route = route_template(scope)
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route, state = route_template(scope), scope["state"]
+        reason = state.get("problem")
         self._metrics.observe_request(scope["method"], route, status, seconds)
-        _log.info(
+        if reason is not None:
+            self._metrics.count_error(reason)
+        about = {"request_id": state["request_id"], "job": _job_of(scope), "reason": reason}
+        _log.log(
+            _level(scope["method"], route, status),
             "request",
             extra={
                 "method": scope["method"][:16],
                 "route": route,
                 "status": status,
                 "duration_s": round(seconds, 6),
-                "request_id": request_id,
+                **{name: value for name, value in about.items() if value is not None},
             },
         )
+
+
+def _level(method: str, route: str, status: int) -> int:
+    """Return how much the line of a request matters: whatever failed is always told."""
+    if status >= 500:
+        return logging.ERROR
+    if status < 400 and method in ("GET", "HEAD") and route in _POLLED:
+        return logging.DEBUG
+    return logging.INFO
+
+
+def _job_of(scope: Scope) -> Any:
+    """Return the id of the job that a request made, or that its path names."""
+    made = scope["state"].get("job")
+    if made is not None:
+        return made
+    named = str(scope.get("path_params", {}).get("job_id", ""))
+    return named if _JOB_ID.fullmatch(named) else None
 
 
 def route_template(scope: Scope) -> str:

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from app.errors import MEDIA_TYPE
-from app.schemas import PredictionRequest, Problem
+from app.schemas import AliasRequest, PredictionRequest, Problem
 from store.specs import CompressSpec
 
 _REASONS = {
@@ -17,6 +17,7 @@ _REASONS = {
     409: "In conflict with what exists, or not ready yet.",
     413: "Larger than a limit.",
     415: "This kind of body is not accepted.",
+    416: "The file has no such bytes; `Content-Range` tells how many it has.",
     422: "The request can be read but is not valid; `field` and `remedy` say where and what to do.",
     429: "Too busy; try again after `Retry-After`.",
     500: "An unexpected error.",
@@ -41,7 +42,12 @@ def form_body(
     properties: dict[str, Any], required: tuple[str, ...], encoding: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the media type object of a multipart form that the route parses itself."""
-    schema = {"type": "object", "required": list(required), "properties": properties}
+    schema = {
+        "type": "object",
+        "required": list(required),
+        "properties": properties,
+        "additionalProperties": False,
+    }
     return {"schema": schema, **({"encoding": encoding} if encoding else {})}
 
 
@@ -59,7 +65,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
             routes=app.routes,
         )
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (Problem, CompressSpec, PredictionRequest):
+        for model in (Problem, CompressSpec, PredictionRequest, AliasRequest):
             schema = model.model_json_schema(ref_template=_SCHEMA_PREFIX + "{model}")
             schemas |= schema.pop("$defs", {})
             schemas[model.__name__] = schema

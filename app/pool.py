@@ -1,36 +1,54 @@
 """Loaded models: a bounded number of them resident, each with its own batcher.
 
-Every request asks the store which version is meant, so a newly published one serves at once.
-Loading happens on a thread, once however many requests wait for it.
+Every request asks the store which version is meant, so a newly published one serves at once, and
+a moved alias too, whichever process did it. Loading happens on a thread, once however many requests
+wait for it; few may: while a new latest version is loaded, the rest is served by the one before,
+for `STAND_IN_S` at most. A loaded model needs its file no more: requests under way finish on it,
+whatever becomes of the version.
 """
 
 import asyncio
 import logging
+import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from numpy.typing import NDArray
 
+from app.artifact_files import check_intact, faults_named, read_intact
 from app.batcher import Batcher, BatchLimits
 from models import artifact as artifacts
 from models import runtime as runtimes
 from models.preprocessing import InputSpec, normalise
 from models.runtime import Runtime
+from store.aliases import LATEST
 from store.artifacts import ModelStore, ModelVersion
-from store.digests import file_digest
-from store.errors import InvalidArtifact, Unavailable
+from store.errors import InvalidArtifact, NotFound, Unavailable
 
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 
 _MOST_CARDS = 4096
+_LOOKUPS_AT_ONCE = 16
+"""Not those of the other routes, which a database that hangs may hold all."""
+_LOADS_AT_ONCE = 2
+"""A load takes the file's memory twice, and measures kernels, which wants cores of its own."""
+STAND_IN_S = 1.5
+"""Longest time for which the version before stands in for the latest; within two seconds, a new
+version is to be seen by everybody."""
+_MOST_WAITING = 4
+"""Requests that wait for a version while another one can stand in: each holds one of the places."""
+_FAULT_REMEMBERED_S = 1.0
+"""A damaged file may be large, and asked for often."""
+_MOST_FAULTS = 64
 _log = logging.getLogger("bitpress.app")
 
 
@@ -48,6 +66,22 @@ class Engine:
 
     runtime: str
     kernels: str
+
+
+@dataclass
+class _Loading:
+    """A load under way, and how many requests wait for it."""
+
+    task: "asyncio.Task[LoadedModel]"
+    waiting: int = 0
+
+
+@dataclass(frozen=True)
+class _Latest:
+    """What was the latest version of a model, and served as such, at a moment (monotonic)."""
+
+    key: tuple[str, int, str]
+    at: float
 
 
 @dataclass(frozen=True)
@@ -89,28 +123,83 @@ class ModelPool:
         self._batch_limits = batch_limits
         self._compute = compute
         self._resident: OrderedDict[tuple[str, int, str], LoadedModel] = OrderedDict()
-        self._loading: dict[tuple[str, int, str], asyncio.Task[LoadedModel]] = {}
+        self._loading: dict[tuple[str, int, str], _Loading] = {}
+        self._faults: OrderedDict[tuple[str, int, str], tuple[float, Unavailable]] = OrderedDict()
+        self._latest: dict[str, _Latest] = {}
         self._cards: OrderedDict[str, Card] = OrderedDict()
+        self._lookups = CapacityLimiter(_LOOKUPS_AT_ONCE)
+        self._loads = CapacityLimiter(_LOADS_AT_ONCE)
 
-    async def get(self, name: str, version: int | None = None) -> LoadedModel:
-        """Return the version (by default the latest), loading it where it is not resident.
+    async def get(self, name: str, version: int | str | None = None) -> LoadedModel:
+        """Return the version of that number or alias (by default the latest), loaded.
 
         Raises:
-            NotFound: there is no such model or version.
+            NotFound: there is no such model, version or alias.
             Unavailable: its file is missing or damaged, or the configured runtime cannot run it.
         """
-        wanted = await run_sync(self._store.resolve, name, version)
+        # Ends: what has been deleted is not found a second time.
+        asked_at = time.monotonic()
+        wanted = await self._resolve(name, version)
+        while True:
+            try:
+                if version not in (None, LATEST):
+                    return await self._loaded(wanted)
+                return await self._loaded_latest(wanted, asked_at)
+            except NotFound:
+                # Deleted since it was looked up: another one is meant now, or none.
+                wanted = await self._resolve(name, version)
+
+    async def prepare(self, name: str, version: int) -> LoadedModel:
+        """Return the version, loaded, after its file was checked now. Raises as `get` does."""
+        resident = _key(await self._resolve(name, version)) in self._resident
+        model = await self.get(name, version)
+        if resident:
+            await run_sync(check_intact, model.version, limiter=self._loads)
+        return model
+
+    async def _resolve(self, name: str, version: int | str | None) -> ModelVersion:
+        return await run_sync(self._store.resolve, name, version, limiter=self._lookups)
+
+    async def _loaded_latest(self, wanted: ModelVersion, asked_at: float) -> LoadedModel:
+        """Return the version that is the latest, or the one before while many wait for this one."""
+        key = _key(wanted)
+        if key in self._loading and self._loading[key].waiting >= _MOST_WAITING:
+            before = self._latest.get(wanted.name)
+            if before is not None and time.monotonic() - before.at < STAND_IN_S:
+                stand_in = self._resident.get(before.key)
+                if stand_in is not None:
+                    return stand_in
+        model = await self._loaded(wanted)
+        known = self._latest.get(wanted.name)
+        if known is None or known.at < asked_at:
+            self._latest[wanted.name] = _Latest(key, asked_at)
+        return model
+
+    async def _loaded(self, wanted: ModelVersion) -> LoadedModel:
         key = _key(wanted)
         if key in self._resident:
             self._resident.move_to_end(key)
             return self._resident[key]
+        at, fault = self._faults.get(key, (-math.inf, None))
+        if fault is not None and time.monotonic() - at < _FAULT_REMEMBERED_S:
+            # A new one: whoever catches it names its field.
+            raise Unavailable(fault.detail, field=fault.field, remedy=fault.remedy)
+        loading = self._begin_loading(wanted)
+        loading.waiting += 1
+        try:
+            # Shielded: one request that goes away must not take the model from the others.
+            return await asyncio.shield(loading.task)
+        finally:
+            loading.waiting -= 1
+
+    def _begin_loading(self, wanted: ModelVersion) -> _Loading:
+        key = _key(wanted)
         if key not in self._loading:
             task = asyncio.create_task(self._load_and_keep(key, wanted))
             # Marked as seen: when every waiting request was cancelled nobody fetches the failure.
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._loading[key] = task
-        # Shielded: one request that goes away must not take the model from the others.
-        return await asyncio.shield(self._loading[key])
+            self._loading[key] = _Loading(task)
+        return self._loading[key]
 
     @property
     def engine(self) -> Engine:
@@ -132,15 +221,55 @@ class ModelPool:
         """Return what is loaded now. May be called from any thread."""
         return list(self._resident.values())
 
+    async def drop_deleted(self) -> None:
+        """Let go of loaded models whose versions have been deleted, by whatever process."""
+        gone = await run_sync(_deleted, self.resident(), limiter=self._lookups)
+        for model in gone:
+            # None where another one made room for a new one meanwhile.
+            if self._resident.pop(_key(model.version), None) is not None:
+                version = model.version
+                _log.info(
+                    "model dropped", extra={"model": version.name, "version": version.version}
+                )
+
+    async def load_latest(self) -> None:
+        """Begin to load the new versions of models whose latest one is in use.
+
+        What could not be loaded is left to those who ask for it.
+        """
+        for name, known in list(self._latest.items()):
+            if known.key not in self._resident:
+                # It had to make room: nobody asks for it at present.
+                del self._latest[name]
+                continue
+            begun = time.monotonic()
+            with suppress(NotFound, Unavailable):
+                latest = await self._resolve(name, None)
+                if _key(latest) in self._resident:
+                    self._latest[name] = _Latest(_key(latest), begun)
+                elif _key(latest) not in self._faults:
+                    self._begin_loading(latest)
+
+    async def watch(self, every_s: float) -> None:
+        """Drop deleted models and load new versions again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await self.drop_deleted()
+                await self.load_latest()
+            except OSError as error:
+                _log.warning("models not looked after", extra={"error": type(error).__name__})
+
     def card(self, version: ModelVersion) -> Card:
         """Return the card of ``version``. Blocking; any thread may call it.
 
         Only the artifact's header is read, once; damage further on shows when the model is used.
 
         Raises:
+            NotFound: it has been deleted meanwhile.
             Unavailable: its file is missing, of another size than it was, or its header is damaged.
         """
-        with _faults_named(version):
+        with faults_named(version):
             if version.artifact_path.stat().st_size != version.artifact_bytes:
                 raise InvalidArtifact("The file's size is not the recorded one.")
             card = self._cards.get(version.digest)
@@ -154,9 +283,15 @@ class ModelPool:
     async def _load_and_keep(self, key: tuple[str, int, str], version: ModelVersion) -> LoadedModel:
         begun = time.monotonic()
         try:
-            artifact, runtime = await run_sync(self._load, version)
+            artifact, runtime = await run_sync(self._load, version, limiter=self._loads)
+        except Unavailable as fault:
+            self._faults[key] = (time.monotonic(), fault)
+            while len(self._faults) > _MOST_FAULTS:
+                self._faults.popitem(last=False)
+            raise
         finally:
             del self._loading[key]
+        self._faults.pop(key, None)
         card = Card(artifact.input, artifact.labels)
 
         def run(images: Sequence[Pixels]) -> list[Logits]:
@@ -185,7 +320,8 @@ class ModelPool:
         return model
 
     def _load(self, version: ModelVersion) -> tuple[artifacts.Artifact, Runtime]:
-        artifact = _read_checked(version)
+        with faults_named(version):
+            artifact = artifacts.decode(read_intact(version))
         return artifact, runtimes.load(artifact, self._runtime, self._threads)
 
 
@@ -193,23 +329,5 @@ def _key(version: ModelVersion) -> tuple[str, int, str]:
     return (version.name, version.version, version.digest)
 
 
-def _read_checked(version: ModelVersion) -> artifacts.Artifact:
-    with _faults_named(version):
-        if file_digest(version.artifact_path) != version.digest:
-            raise InvalidArtifact("The file's digest is not the recorded one.")
-        return artifacts.read(version.artifact_path)
-
-
-@contextmanager
-def _faults_named(version: ModelVersion) -> Iterator[None]:
-    """Turn a file that cannot be used into `Unavailable`: the caller did nothing wrong."""
-    fault = f"The stored file of {version.name}, version {version.version}, is"
-    remedy = "Use another version, or compress the model again."
-    try:
-        yield
-    except OSError:
-        raise Unavailable(f"{fault} missing.", field="model", remedy=remedy) from None
-    except InvalidArtifact as error:
-        raise Unavailable(
-            f"{fault} damaged: {error.detail}", field="model", remedy=remedy
-        ) from error
+def _deleted(models: Sequence[LoadedModel]) -> list[LoadedModel]:
+    return [model for model in models if not model.version.exists]

@@ -10,17 +10,31 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
-from app.errors import MalformedBody, UnsupportedMedia
-from app.schemas import DEFAULT_TOP_K, MODEL_NAME, TOP_K, VERSION, PredictionRequest
+from app.errors import UnsupportedMedia
+from app.json_bodies import first_fault
+from app.schemas import (
+    DEFAULT_TOP_K,
+    MODEL_NAME,
+    MOST_VERSION,
+    TOP_K,
+    PredictionRequest,
+    VersionName,
+)
 from app.settings import AppSettings
 from app.uploads import BodyLimits, Part, media_type, read_body, receive_form
 from store.errors import BitpressError, InvalidImage, InvalidInput, TooLarge
 
 _MOST_OPTION_BYTES = 1024
 _OPTIONS = ("model", "version", "top_k")
+_REMEDIES = {
+    "model": "Give the name of a published model; GET /models lists them.",
+    "version": "Give a version's number or an alias, or leave it out for the latest.",
+    "top_k": "Give a number from 1 to 1000.",
+    "images": "Give a list of image files, each in base64.",
+}
 
 
 @dataclass(frozen=True)
@@ -35,10 +49,13 @@ class SentImage:
 
 @dataclass(frozen=True)
 class PredictionInput:
-    """What to predict with which model; at least one image."""
+    """What to predict with which model; at least one image.
+
+    ``version`` is a number, an alias or ``latest``; `None` is the latest too.
+    """
 
     model: str
-    version: int | None
+    version: int | str | None
     top_k: int
     images: tuple[SentImage, ...]
 
@@ -49,7 +66,7 @@ class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: Annotated[str, MODEL_NAME]
-    version: Annotated[int, VERSION] | None = None
+    version: Annotated[int, Field(ge=1, le=MOST_VERSION)] | VersionName | None = None
     top_k: Annotated[int, TOP_K] = DEFAULT_TOP_K
 
 
@@ -88,10 +105,13 @@ async def read_prediction_request(request: Request, settings: AppSettings) -> Pr
 
 
 def _from_json(body: bytes, settings: AppSettings) -> PredictionInput:
+    # Before parsing, which keeps the interpreter to itself for as long as there is something new:
+    # no more than one comma for each image and option, and one in each where it is a data URL.
+    _check_count(body.count(b",") // 2 - len(_OPTIONS), settings)
     try:
         sent = PredictionRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _first_fault(error) from None
+        raise first_fault(error, PredictionRequest, _REMEDIES) from None
     _check_count(len(sent.images), settings)
     images = [_from_base64(text, f"images[{index}]") for index, text in enumerate(sent.images)]
     return PredictionInput(sent.model, sent.version, sent.top_k, tuple(images))
@@ -158,7 +178,7 @@ def _options(texts: Mapping[str, Any]) -> _Options:
     try:
         return _Options.model_validate(texts)
     except ValidationError as error:
-        raise _first_fault(error) from None
+        raise first_fault(error, _Options, _REMEDIES) from None
 
 
 def _check_count(count: int, settings: AppSettings) -> None:
@@ -168,25 +188,3 @@ def _check_count(count: int, settings: AppSettings) -> None:
             field="images",
             remedy="Send them in several requests.",
         )
-
-
-_REMEDIES = {
-    "model": "Give the name of a published model; GET /models lists them.",
-    "version": "Give a version's number, or leave it out for the latest.",
-    "top_k": "Give a number from 1 to 1000.",
-    "images": "Give a list of image files, each in base64.",
-}
-
-
-def _first_fault(error: ValidationError) -> InvalidInput:
-    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    if fault["type"] == "json_invalid":
-        return MalformedBody(f"The body is not JSON: {fault['msg']}.", remedy="Send a JSON object.")
-    name = str(fault["loc"][0])[:100] if fault["loc"] else ""
-    if fault["type"] == "extra_forbidden":
-        return InvalidInput(
-            "There is no such option.", field=name, remedy="Use: " + ", ".join(_REMEDIES) + "."
-        )
-    return InvalidInput(
-        fault["msg"], field=name or None, remedy=_REMEDIES.get(name, "Send a JSON object.")
-    )

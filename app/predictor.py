@@ -15,6 +15,7 @@ from app.prediction_requests import PredictionInput, SentImage
 from app.schemas import Fault, Label, Prediction, PredictionAnswer
 from models.cores import usable_cores
 from models.preprocessing import InputSpec, decode_image
+from store.aliases import LATEST
 from store.errors import BitpressError, Overloaded
 
 _IMAGES_PER_HOP = 16
@@ -62,7 +63,7 @@ class Predictor:
         images it takes longer than other requests may be kept waiting.
 
         Raises:
-            NotFound: no such model or version.
+            NotFound: no such model, version or alias.
             Overloaded: too many images wait for the model.
             Unavailable: the model cannot be loaded here.
             InvalidImage, TooLarge: there is only one image, and it cannot be used.
@@ -74,7 +75,7 @@ class Predictor:
             decode_s = time.monotonic() - begun
             usable = [one for one in decoded if not isinstance(one, BitpressError)]
             faults = [one for one in decoded if isinstance(one, BitpressError)]
-            self._metrics.count_images(usable=len(usable), refused=len(faults))
+            self._metrics.count_images(model.version.name, usable=len(usable), refused=len(faults))
             if len(decoded) == len(faults) == 1:
                 raise faults[0]
             logits, timing = await model.batcher.submit(usable)
@@ -103,8 +104,12 @@ class Predictor:
 def _answer(
     model: LoadedModel, sent: PredictionInput, outcomes: Sequence[Logits | BitpressError]
 ) -> bytes:
+    asked = sent.version
     answer = PredictionAnswer(
-        model=model.version.name, version=model.version.version, predictions=[]
+        model=model.version.name,
+        version=model.version.version,
+        alias=asked if isinstance(asked, str) and asked != LATEST else None,
+        predictions=[],
     )
     head, _, tail = answer.model_dump_json().partition("[]")
     # One image at a time: a single long call would keep the interpreter from the event loop.

@@ -26,6 +26,7 @@ class Method(_Read):
 class Spec(_Read):
     """What the head of the page says of the job's specification."""
 
+    name: str | None = None
     architecture: str
     dataset: str
     method: Method
@@ -135,14 +136,48 @@ class Parity(_Read):
     largest_logit: float
 
 
+class Gate(_Read):
+    """The accuracy gate: on the validation images, what may be lost and what is."""
+
+    max_accuracy_drop: Share
+    images: Count
+    full_precision: Share
+    packed: Share
+    drop: float
+    standard_error: float
+    passed: bool
+
+
+class Latency(_Read):
+    """Milliseconds for one image, of the packed plan and of the float original.
+
+    Lower quartiles; of reports without spreads medians. ``speedup`` is None where the machine was
+    too busy to tell.
+    """
+
+    threads: Count
+    batch: Count
+    repeats: Count
+    packed_ms: Annotated[float, Field(gt=0)]
+    float_ms: Annotated[float, Field(gt=0)]
+    packed_spread: Annotated[float, Field(ge=0)] | None = None
+    float_spread: Annotated[float, Field(ge=0)] | None = None
+    speedup: Annotated[float, Field(gt=0)] | None
+
+
 class ReportDocument(_Read):
-    """A job's report; docs/API.md describes its members."""
+    """A job's report; docs/API.md describes its members.
+
+    ``model`` is None where the accuracy gate rejected what the job made.
+    """
 
     job: str
-    model: ModelReference
+    model: ModelReference | None
     spec: Spec
     accuracy: dict[str, Share]
     test_images: Count
+    gate: Gate | None = None
+    latency: Latency | None = None
     calibration: str
     layers: tuple[Layer, ...]
     bytes: Sizes

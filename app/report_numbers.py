@@ -33,3 +33,8 @@ def signed(number: int) -> str:
 def megabytes(size: int) -> str:
     """Return a number of bytes in millions."""
     return f"{size / 1e6:.2f} MB"
+
+
+def milliseconds(duration: float) -> str:
+    """Return a duration in ms to three significant digits."""
+    return f"{duration:.3g}\N{NO-BREAK SPACE}ms"

@@ -56,6 +56,7 @@ def _environment() -> Environment:
         "count": report_numbers.count,
         "signed": report_numbers.signed,
         "megabytes": report_numbers.megabytes,
+        "milliseconds": report_numbers.milliseconds,
         "form": lambda name: FORMS.get(name, name.replace("_", " ")),
         "json": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     }

@@ -1,5 +1,6 @@
 """What the routes work with: opened once when the app starts, closed when it stops."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,22 +9,30 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import Depends
 from starlette.requests import Request
 
-from app.metrics import Metrics, StoreCollector
+from app.event_streams import EventStreams
+from app.forecast import Forecaster
+from app.metrics import Metrics
+from app.places import Places
 from app.pool import ModelPool
 from app.predictor import Predictor
 from app.settings import AppSettings
+from app.store_collector import StoreCollector
 from store.artifacts import ModelStore
-from store.database import prepare_database
+from store.database import open_engine, prepare_database
 from store.datasets import DatasetStore
+from store.job_events import JobEvents
 from store.jobs import JobStore
 from store.uploads import UploadStore
 
-_INGESTIONS_AT_ONCE = 2
+_INGESTIONS_AT_ONCE, _MOST_INGESTIONS_WAITING = 2, 16
+_DRAWINGS_AT_ONCE, _MOST_DRAWINGS_WAITING = 2, 16
+_CHANGES_AT_ONCE, _MOST_CHANGES_WAITING = 8, 56
+_WATCH_S = 1.0
+"""How often loaded models are looked up in the store, for those that were deleted meanwhile."""
 _log = logging.getLogger("bitpress.app")
 
 
@@ -32,7 +41,8 @@ class Services:
     """The stores, the loaded models and the settings of one running app.
 
     ``ingestion`` keeps the unpacking of archives, which takes minutes, from occupying the threads
-    that every other route needs.
+    that every other route needs; ``drawing`` does that for looking into a dataset's images, and
+    ``changes`` for what waits for a lock of the store, which another process may hold.
     """
 
     settings: AppSettings
@@ -42,7 +52,11 @@ class Services:
     jobs: JobStore
     pool: ModelPool
     predictor: Predictor
-    ingestion: CapacityLimiter
+    ingestion: Places
+    drawing: Places
+    changes: Places
+    forecaster: Forecaster
+    streams: EventStreams
 
 
 @asynccontextmanager
@@ -51,6 +65,9 @@ async def open_services(settings: AppSettings, metrics: Metrics) -> AsyncIterato
     await run_sync(prepare_database, settings.database_url)
     models = ModelStore(settings.models_dir)
     jobs = JobStore(settings.database_url)
+    # Of their own, so that whoever follows jobs keeps nobody from asking for one.
+    event_engine = open_engine(settings.database_url, pool_size=1)
+    streams = EventStreams(jobs, JobEvents(event_engine), max_streams=settings.max_event_streams)
     compute = ThreadPoolExecutor(
         max_workers=1,
         thread_name_prefix="compute",
@@ -75,26 +92,48 @@ async def open_services(settings: AppSettings, metrics: Metrics) -> AsyncIterato
             "threads": settings.predict_threads,
         },
     )
-    collector = StoreCollector(jobs, models, pool)
+    datasets = DatasetStore.of(settings)
+    ingestion = Places(
+        _INGESTIONS_AT_ONCE,
+        _MOST_INGESTIONS_WAITING,
+        "Too many datasets are being taken in right now.",
+    )
+    collector = StoreCollector(jobs, models, pool, datasets, ingestion, settings.data_dir)
     metrics.registry.register(collector)
+    watching = asyncio.create_task(pool.watch(_WATCH_S))
     try:
         yield Services(
             settings=settings,
             uploads=UploadStore(settings.uploads_dir, settings.max_checkpoint_bytes),
-            datasets=DatasetStore(settings.datasets_dir, settings.dataset_limits),
+            datasets=datasets,
             models=models,
             jobs=jobs,
             pool=pool,
             predictor=Predictor(
                 pool, settings.image_limits, settings.max_prediction_requests, metrics
             ),
-            ingestion=CapacityLimiter(_INGESTIONS_AT_ONCE),
+            ingestion=ingestion,
+            drawing=Places(
+                _DRAWINGS_AT_ONCE,
+                _MOST_DRAWINGS_WAITING,
+                "Too many datasets are being looked into right now.",
+            ),
+            changes=Places(
+                _CHANGES_AT_ONCE,
+                _MOST_CHANGES_WAITING,
+                "Too many changes wait for another one to end.",
+            ),
+            forecaster=Forecaster(pool.engine.runtime),
+            streams=streams,
         )
     finally:
+        await streams.close()
+        watching.cancel()
         metrics.registry.unregister(collector)
         # The batch under way is not waited for: its requests have been given up already.
         compute.shutdown(wait=False, cancel_futures=True)
         await run_sync(jobs.close)
+        await run_sync(event_engine.dispose)
 
 
 def _services(request: Request) -> Services:

@@ -35,6 +35,12 @@ class AppSettings(StoreSettings):
     shutdown_s: int = Field(
         default=10, ge=1, description="How long a stop waits for requests under way, in seconds."
     )
+    request_head_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="Longest time for the head of a request, and for what a client goes on to send "
+        "after its refusal, in seconds.",
+    )
     body_idle_s: float = Field(
         default=60.0, gt=0, description="Longest pause within a request's body, in seconds."
     )
@@ -61,6 +67,9 @@ class AppSettings(StoreSettings):
     )
     max_prediction_requests: int = Field(
         default=64, gt=0, description="Most prediction requests at once; more get 429."
+    )
+    max_event_streams: int = Field(
+        default=512, gt=0, description="Most streams of job events at once; more get 429."
     )
     predict_threads: int = Field(
         default_factory=_all_cores,

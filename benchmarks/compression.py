@@ -33,10 +33,10 @@ from worker.fine_tuning import start_training, training_images
 from worker.frontier import Frontier
 from worker.image_cache import DecodedDataset, decode_dataset
 from worker.networks import architecture_arguments, build_network
+from worker.progress import Progress
 from worker.training.trainer import EpochFigures, Trainer
 
 console = Console()
-Progress = Callable[[float, str], None]
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def progress(title: str) -> Iterator[Progress]:
     """Show a bar while a long part runs; it disappears when the part is done."""
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=1.0)
-        yield lambda fraction, message: bar.update(
+        yield lambda fraction, message, _details=None: bar.update(
             task, completed=fraction, description=f"{title}: {message}"
         )
 

@@ -1,65 +1,65 @@
-"""The typed client of the REST interface."""
+"""The typed client of the REST interface, for code that waits."""
 
-import ipaddress
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
-from urllib.parse import quote
+from typing import Self
 
 import httpx
-from pydantic import BaseModel, ValidationError
 
-from client.errors import (
-    UNAVAILABLE,
-    BitpressProblem,
-    ServiceUnreachable,
-    UnexpectedAnswer,
-    UnusableFile,
-    raise_for_problem,
+from client.connection import Connection
+from client.flows import datasets, jobs, models, operation, predictions
+from client.session import DEFAULT_URL, Retries, Session
+from client.types import (
+    AliasSet,
+    CompressSpec,
+    Dataset,
+    DatasetDetail,
+    Forecast,
+    Health,
+    Job,
+    JobEvent,
+    JobPage,
+    JobState,
+    Model,
+    ModelVersion,
+    Predictions,
+    Report,
 )
-from client.types import CompressSpec, Dataset, Job, Model, Predictions, Report
-from client.upload import Progress, Upload, dataset_name, dataset_upload, file_upload
+from client.upload import Progress, Upload
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-
-# A dataset is unpacked and checked before it is answered for; everything else answers soon.
-_TIMEOUT = httpx.Timeout(60.0, connect=10.0)
-_UPLOAD_TIMEOUT = httpx.Timeout(60.0, connect=10.0, read=1800.0)
-
-_WireT = TypeVar("_WireT", bound=BaseModel)
+__all__ = ["DEFAULT_URL", "Client"]
 
 
 class Client:
     """One bitpress service, over HTTP.
 
-    Every method raises `BitpressProblem` where the service refuses, `ServiceUnreachable` where
-    nothing answers, and `UnexpectedAnswer` where something else does. A client holds connections:
-    close it, or use it in a ``with`` statement.
+    Every method raises `BitpressProblem` (or a class below it) where the service refuses,
+    `ServiceUnreachable` where nothing answers, and `UnexpectedAnswer` where something else does.
+    What may be sent again without harm is, as `Retries` says. A client holds connections: close it,
+    or use it in a ``with`` statement. `AsyncClient` has the same methods.
 
     Args:
         url: where the service is, for example ``http://127.0.0.1:8000``.
+        retries: how often and how long a request is tried.
         transport: another way to the service than the network, for tests.
+        sleep: lets seconds pass.
+        clock: counts seconds.
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, transport: httpx.BaseTransport | None = None
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        retries: Retries | None = None,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.url = url.rstrip("/")
-        try:
-            self._http = httpx.Client(
-                base_url=self.url,
-                timeout=_TIMEOUT,
-                transport=transport,
-                # A proxy of the environment cannot reach this machine's own services.
-                trust_env=not _is_loopback(self.url),
-                headers={"accept": "application/json"},
-            )
-        except httpx.InvalidURL as error:
-            raise ServiceUnreachable(f"{url!r} is not an address: {error}") from None
+        self._session = Session(self.url, retries or Retries(), clock)
+        self._connection = Connection(self._session, transport, sleep)
 
     def __enter__(self) -> Self:
         return self
@@ -74,93 +74,134 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._connection.close()
 
     # Jobs
 
     def compress(
-        self, spec: CompressSpec, checkpoint: Path | None = None, progress: Progress | None = None
+        self,
+        spec: CompressSpec,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+        *,
+        idempotency_key: str | None = None,
     ) -> Job:
-        """Queue a job; ``checkpoint`` is sent along unless ``spec`` names an earlier upload."""
-        parts: dict[str, Any] = {"spec": (None, spec.to_json(), "application/json")}
-        if checkpoint is not None:
-            parts["checkpoint"] = _part(file_upload(checkpoint), progress)
-        answer = self._request("POST", "/compress", files=parts, timeout=_UPLOAD_TIMEOUT)
-        return _parsed(Job, answer)
+        """Queue a job; ``checkpoint`` is sent along unless ``spec`` names an earlier upload.
 
-    def jobs(self) -> list[Job]:
-        """Return the latest jobs, newest first."""
-        return self._listed(Job, "/jobs", "jobs")
+        Requests with the same key (1 to 255 visible ASCII characters) and content queue one job.
+        Without one a key is made for this call, so that it can be tried again after a broken
+        connection.
+        """
+        return self._connection.result(
+            jobs.compress(self._session, spec, checkpoint, progress, idempotency_key)
+        )
+
+    def dry_run(
+        self,
+        spec: CompressSpec,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Forecast:
+        """Check a job as `compress` would, and return its sizes, seconds and memory; keep nothing.
+
+        That a dataset is not registered is told last: after everything else was found right.
+        """
+        return self._connection.result(jobs.dry_run(self._session, spec, checkpoint, progress))
+
+    def jobs(
+        self,
+        *,
+        state: JobState | Sequence[JobState] | None = None,
+        model: str | None = None,
+        page_size: int | None = None,
+    ) -> Iterator[Job]:
+        """Yield jobs, the newest first, fetching page after page as they are wanted.
+
+        ``state`` and ``model`` (the name that the specification has) choose among them.
+        """
+        return self._connection.emitted(jobs.every(self._session, state, model, page_size))
+
+    def job_page(
+        self,
+        *,
+        state: JobState | Sequence[JobState] | None = None,
+        model: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> JobPage:
+        """Return one page of jobs, newest first; ``cursor`` is `JobPage.next` of the one before."""
+        return self._connection.result(jobs.page(self._session, state, model, limit, cursor))
 
     def job(self, job_id: str) -> Job:
         """Return a job as it stands."""
-        return _parsed(Job, self._request("GET", f"/jobs/{_segment(job_id)}"))
+        return self._connection.result(jobs.job(self._session, job_id))
 
-    def report(self, job_id: str) -> Report:
-        """Return what a finished job measured."""
-        answer = self._request("GET", f"/jobs/{_segment(job_id)}/report")
-        document = _json(answer)
-        return _validated(Report, {**document, "document": document}, answer)
+    def events(self, job_id: str, after: int | None = None) -> Iterator[JobEvent]:
+        """Yield what happens to a job until its end, from its first event or behind ``after``.
 
-    def report_page(self, job_id: str) -> str:
-        """Return the report of a finished job as an HTML page, which needs no other file."""
-        path = f"/jobs/{_segment(job_id)}/report"
-        answer = self._request("GET", path, headers={"accept": "text/html"})
-        if not answer.headers.get("content-type", "").startswith("text/html"):
-            raise _unexpected(answer, "no page")
-        return answer.text
+        A connection that breaks is made anew, and no event is lost or comes twice.
+        """
+        return self._connection.emitted(jobs.events(self._session, job_id, after))
 
     def wait(
         self,
         job_id: str,
         on_update: Callable[[Job], None] | None = None,
         *,
+        on_event: Callable[[JobEvent], None] | None = None,
         interval_s: float = 0.5,
         patience_s: float = 60.0,
-        sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
     ) -> Job:
-        """Return the job once it is finished, however it ended; tell ``on_update`` meanwhile.
+        """Return the job once it is finished, however it ended (`raise_for_end` raises for that).
 
-        The job lives on while its service restarts or its database is away, so silence, and the
-        answer that the service is unavailable, is borne for ``patience_s``.
+        Meanwhile ``on_event`` is told every event from the job's first, and ``on_update`` the job
+        as it stands, from now on. The job lives on while its service restarts or its database is
+        away, so silence, and the answer that the service is unavailable, is borne for
+        ``patience_s``. Where there are no events, it is asked for every ``interval_s``.
         """
-        last_answer = clock()
-        while True:
-            try:
-                job = self.job(job_id)
-            except (ServiceUnreachable, BitpressProblem) as error:
-                if isinstance(error, BitpressProblem) and error.type != UNAVAILABLE:
-                    raise
-                if clock() - last_answer >= patience_s:
-                    raise
-            else:
-                last_answer = clock()
-                if on_update is not None:
-                    on_update(job)
-                if job.finished:
-                    return job
-            sleep(interval_s)
+        return self._connection.result(
+            jobs.wait(self._session, job_id, on_update, on_event, interval_s, patience_s)
+        )
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job that is queued or running; `Conflict` where it has ended otherwise."""
+        return self._connection.result(jobs.cancel(self._session, job_id))
+
+    def retry(self, job_id: str) -> Job:
+        """Let a failed or cancelled job go on, from the step that it did not finish."""
+        return self._connection.result(jobs.retry(self._session, job_id))
+
+    def delete_job(self, job_id: str) -> None:
+        """Remove a finished job's record, events and report; the model it published stays."""
+        self._connection.result(jobs.delete(self._session, job_id))
+
+    def report(self, job_id: str) -> Report:
+        """Return what a job measured that succeeded or was rejected."""
+        return self._connection.result(jobs.report(self._session, job_id))
+
+    def report_page(self, job_id: str) -> str:
+        """Return the report as an HTML page, which needs no other file."""
+        return self._connection.result(jobs.report_page(self._session, job_id))
 
     # Datasets
 
     def datasets(self) -> list[Dataset]:
-        """Return the registered datasets."""
-        return self._listed(Dataset, "/datasets", "datasets")
+        """Return the registered datasets, by name."""
+        return self._connection.result(datasets.every(self._session))
+
+    def dataset(self, name: str) -> DatasetDetail:
+        """Return a dataset with its counts by split and class and the sizes of its images."""
+        return self._connection.result(datasets.dataset(self._session, name))
 
     def upload_dataset(
         self, source: Path | Upload, name: str, progress: Progress | None = None
     ) -> Dataset:
         """Register an archive, or a local folder (sent as a tar stream), under ``name``."""
-        upload = source if isinstance(source, Upload) else dataset_upload(source)
-        answer = self._request(
-            "POST",
-            "/datasets",
-            data={"name": name},
-            files={"archive": _part(upload, progress)},
-            timeout=_UPLOAD_TIMEOUT,
-        )
-        return _parsed(Dataset, answer)
+        return self._connection.result(datasets.upload(self._session, source, name, progress))
+
+    def known_dataset(self, source: Path | Upload, name: str | None = None) -> Dataset | None:
+        """Return the dataset of this very archive (named ``name``, where given), or None."""
+        return self._connection.result(datasets.known(self._session, source, name))
 
     def ensure_dataset(
         self, source: Path, name: str | None = None, progress: Progress | None = None
@@ -169,43 +210,70 @@ class Client:
 
         Without ``name`` a dataset of any name will do, and a new one is named after ``source``.
         """
-        upload = dataset_upload(source)
-        digest = upload.digest()
-        for dataset in self.datasets():
-            if dataset.archive_digest == digest and name in (None, dataset.name):
-                return dataset
-        return self.upload_dataset(upload, name or dataset_name(source), progress)
+        return self._connection.result(datasets.ensure(self._session, source, name, progress))
+
+    def register_root(self, name: str, root: str) -> Dataset:
+        """Register the operator's folder ``root`` under ``name``; its images stay where they are.
+
+        ``root`` is the name in BITPRESS_DATASET_ROOTS, not a path.
+        """
+        return self._connection.result(datasets.register_root(self._session, name, root))
+
+    def dataset_sheet(
+        self, name: str, *, classes: int | None = None, samples: int | None = None
+    ) -> bytes:
+        """Return samples of each class as one PNG image."""
+        return self._connection.result(datasets.sheet(self._session, name, classes, samples))
+
+    def delete_dataset(self, name: str) -> None:
+        """Remove a dataset; `Conflict` while an unfinished job uses it."""
+        self._connection.result(datasets.delete(self._session, name))
 
     # Models
 
     def models(self) -> list[Model]:
-        """Return the published models."""
-        return self._listed(Model, "/models", "models")
+        """Return the published models, by name."""
+        return self._connection.result(models.every(self._session))
 
     def model(self, name: str) -> Model:
         """Return one published model."""
-        return _parsed(Model, self._request("GET", f"/models/{_segment(name)}"))
+        return self._connection.result(models.model(self._session, name))
+
+    def model_versions(self, name: str) -> list[ModelVersion]:
+        """Return every version of a model, newest first."""
+        return self._connection.result(models.versions(self._session, name))
+
+    def model_version(self, name: str, version: int) -> ModelVersion:
+        """Return one version of a model."""
+        return self._connection.result(models.version(self._session, name, version))
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Return the version that each alias of a model points to."""
+        return self._connection.result(models.aliases(self._session, name))
+
+    def set_alias(self, name: str, alias: str, version: int) -> AliasSet:
+        """Point an alias to a version; the next prediction that names the alias is made by it."""
+        return self._connection.result(models.set_alias(self._session, name, alias, version))
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Remove an alias."""
+        self._connection.result(models.delete_alias(self._session, name, alias))
+
+    def delete_version(self, name: str, version: int) -> None:
+        """Remove a version; `Conflict` while an alias points to it."""
+        self._connection.result(models.delete_version(self._session, name, version))
+
+    def delete_model(self, name: str) -> None:
+        """Remove a model with all its versions; `Conflict` while it has an alias."""
+        self._connection.result(models.delete(self._session, name))
 
     def download_artifact(
         self, name: str, version: int, target: Path, progress: Progress | None = None
     ) -> Path:
-        """Write a version's artifact to ``target``, which appears only when it is whole."""
-        path = f"/models/{_segment(name)}/versions/{version}/artifact"
-        partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with self._streamed(path) as answer, partial.open("wb") as file:
-                total = int(answer.headers.get("content-length", "0"))
-                received = 0
-                for chunk in answer.iter_bytes():
-                    received += file.write(chunk)
-                    if progress is not None:
-                        progress(received, total)
-            partial.replace(target)
-        except OSError as error:
-            raise UnusableFile(f"{target}: {error.strerror}") from None
-        finally:
-            partial.unlink(missing_ok=True)
-        return target
+        """Write an artifact to ``target``, which appears only when it is whole and checked."""
+        return self._connection.result(
+            models.download(self._session, name, version, target, progress)
+        )
 
     # Predictions
 
@@ -214,104 +282,29 @@ class Client:
         model: str,
         images: Sequence[tuple[str, bytes]],
         *,
-        version: int | None = None,
+        version: int | str | None = None,
         top_k: int | None = None,
     ) -> Predictions:
         """Classify encoded images (file name, bytes of the file) in one request.
 
-        The answer has one entry per image, in the given order; an image that cannot be used has
-        its problem there and does not disturb the others.
+        ``version`` is a number, an alias or ``latest``. The answer has one entry per image, in the
+        given order; an image that cannot be used has its problem there and does not disturb the
+        others.
         """
-        fields = {"model": model, "version": version, "top_k": top_k}
-        answer = self._request(
-            "POST",
-            "/predict",
-            data={key: str(value) for key, value in fields.items() if value is not None},
-            files=[("images", (name, data, "application/octet-stream")) for name, data in images],
+        return self._connection.result(
+            predictions.predict(self._session, model, images, version, top_k)
         )
-        found = _parsed(Predictions, answer)
-        if len(found.predictions) != len(images):
-            raise UnexpectedAnswer(
-                f"{len(images)} images were sent, and {len(found.predictions)} answers came"
-            )
-        return found
 
-    # The wire
+    # The service
 
-    def _request(self, method: str, path: str, **content: Any) -> httpx.Response:
-        with self._transport_errors():
-            answer = self._http.request(method, path, **content)
-        raise_for_problem(answer)
-        return answer
+    def live(self) -> Health:
+        """Return that the process answers."""
+        return self._connection.result(operation.live(self._session))
 
-    @contextmanager
-    def _streamed(self, path: str) -> Iterator[httpx.Response]:
-        with self._transport_errors(), self._http.stream("GET", path) as answer:
-            if not answer.is_success:
-                answer.read()
-            raise_for_problem(answer)
-            yield answer
+    def ready(self) -> Health:
+        """Return that the service can work; `Unavailable` where it cannot."""
+        return self._connection.result(operation.ready(self._session))
 
-    @contextmanager
-    def _transport_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.ConnectError as error:
-            raise ServiceUnreachable(f"No service answers at {self.url} ({error})") from None
-        except httpx.TimeoutException:
-            raise ServiceUnreachable(f"The service at {self.url} did not answer in time") from None
-        except httpx.TransportError as error:
-            raise ServiceUnreachable(f"The connection to {self.url} broke: {error}") from None
-        except httpx.InvalidURL as error:
-            raise ServiceUnreachable(f"{self.url} is not an address: {error}") from None
-
-    def _listed(self, kind: type[_WireT], path: str, member: str) -> list[_WireT]:
-        answer = self._request("GET", path)
-        entries = _json(answer).get(member)
-        if not isinstance(entries, list):
-            raise _unexpected(answer, f"no list of {member}")
-        return [_validated(kind, entry, answer) for entry in entries]
-
-
-def _part(upload: Upload, progress: Progress | None) -> tuple[str, Any, str]:
-    return (upload.filename, upload.open(progress), "application/octet-stream")
-
-
-def _segment(name: str) -> str:
-    return quote(name, safe="")
-
-
-def _is_loopback(url: str) -> bool:
-    host = httpx.URL(url).host
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _json(answer: httpx.Response) -> dict[str, Any]:
-    try:
-        document = answer.json()
-    except ValueError:
-        raise _unexpected(answer, "no JSON") from None
-    if not isinstance(document, dict):
-        raise _unexpected(answer, "no JSON object")
-    return document
-
-
-def _parsed(kind: type[_WireT], answer: httpx.Response) -> _WireT:
-    return _validated(kind, _json(answer), answer)
-
-
-def _validated(kind: type[_WireT], document: Any, answer: httpx.Response) -> _WireT:
-    try:
-        return kind.model_validate(document)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise _unexpected(answer, f"a {kind.__name__} with {where}: {fault['msg']}") from None
-
-
-def _unexpected(answer: httpx.Response, what: str) -> UnexpectedAnswer:
-    request = answer.request
-    return UnexpectedAnswer(f"{request.method} {request.url} answered with {what}")
+    def metrics(self) -> str:
+        """Return the service's figures as Prometheus text."""
+        return self._connection.result(operation.metrics(self._session))

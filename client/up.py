@@ -1,5 +1,6 @@
 """The app and the worker as one: started together, stopped together.
 
+The worker begins once the app listens: where the app cannot, no job is taken up only to be left.
 Each runs as a child process of its own, in its own process group, so that a Ctrl-C at the
 terminal reaches this process alone, which then asks both to stop and waits until they have. A
 child that ends by itself takes the other one along. Should this process be killed outright, the
@@ -7,24 +8,35 @@ kernel tells the children (on Linux).
 """
 
 import ctypes
+import errno
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 PR_SET_PDEATHSIG = 1
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WAIT_S = 0.5
+READY_POLL_S = 0.05
+READY_FILE = "BITPRESS_READY_FILE"
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "app": (sys.executable, "-m", "app"),
     "worker": (sys.executable, "-m", "worker"),
 }
+# A child that is started with the others, but begins when it is told to on its standard input.
+_GATE = (
+    "import os, sys; os.read(0, 1) or sys.exit(1); "
+    "os.dup2(os.open(os.devnull, os.O_RDONLY), 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 @dataclass(frozen=True)
@@ -50,13 +62,16 @@ def run(
 ) -> int:
     """Run app and worker until a stop signal comes or one of them ends; return the exit code.
 
+    The worker begins when the app has written its ready file.
+
     Must be called from the main thread: there signals arrive, and the children die with the
     thread that started them.
 
     Args:
-        environment: the environment of both processes.
+        environment: the environment of both processes, with ``BITPRESS_READY_FILE`` where somebody
+            else wants to know, too, when the app listens. No such file may be there yet.
         log: takes their output, each line headed by its origin.
-        commands: the processes by name.
+        commands: the processes by name, ``app`` and ``worker``, each with its program's path.
         grace_s: seconds that a process has for stopping before it is killed.
 
     Returns:
@@ -64,14 +79,30 @@ def run(
         process ended by itself, its exit code (128 + signal where it was killed, and 1 where it
         claims success: it was not meant to end).
     """
+    with tempfile.TemporaryDirectory(prefix="bitpress-up-") as folder:
+        return _supervise(
+            {READY_FILE: f"{folder}/ready", **environment}, _Lines(log), commands, grace_s
+        )
+
+
+def _supervise(
+    environment: Mapping[str, str],
+    lines: "_Lines",
+    commands: Mapping[str, tuple[str, ...]],
+    grace_s: float,
+) -> int:
     events: _Events = queue.SimpleQueue()
-    lines = _Lines(log)
     handlers = _catch_stop_signals(events)
     # All of them before the first thread: a fork beside running threads may lock up.
     children = _start(commands, environment)
     copiers = [_follow(name, child, lines, events) for name, child in children.items()]
     try:
-        event = _next_event(events)
+        event = _event_before(Path(environment[READY_FILE]), events)
+        if event is None:
+            _open_gate(children["worker"])
+            event = _next_event(events)
+        elif event == _Ended("app") and (port := _taken_port(environment)) is not None:
+            lines.say(f"port {port} is taken: give --port, or 0 for a free one")
         if isinstance(event, _Ended):
             returned = children[event.name].wait()
             lines.say(f"the {event.name} {_ending(returned)}; stopping")
@@ -146,10 +177,11 @@ def _start(commands: Mapping[str, tuple[str, ...]], environment: Mapping[str, st
     children: _Children = {}
     try:
         for name, command in commands.items():
+            gated = name == "worker"
             children[name] = subprocess.Popen(
-                command,
+                (sys.executable, "-I", "-c", _GATE, *command) if gated else command,
                 env=dict(environment),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if gated else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 process_group=0,
@@ -161,6 +193,27 @@ def _start(commands: Mapping[str, tuple[str, ...]], environment: Mapping[str, st
             child.communicate()
         raise
     return children
+
+
+def _open_gate(child: subprocess.Popen[bytes]) -> None:
+    assert child.stdin is not None
+    # Somebody may have ended it meanwhile, of which an event tells.
+    with suppress(BrokenPipeError), child.stdin as told:
+        told.write(b"\n")
+
+
+def _taken_port(environment: Mapping[str, str]) -> int | None:
+    """Return the port that the app was to listen on, where somebody else does."""
+    try:
+        host = environment.get("BITPRESS_HOST", "127.0.0.1")
+        port = int(environment.get("BITPRESS_PORT", "8000"))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        return port if error.errno == errno.EADDRINUSE else None
+    except (ValueError, OverflowError):
+        return None
+    return None
 
 
 def _follow(
@@ -209,6 +262,14 @@ def _stop(children: _Children, events: _Events, lines: _Lines, grace_s: float) -
         killed = True
     timer.cancel()
     return killed
+
+
+def _event_before(ready_file: Path, events: _Events) -> _Asked | _Ended | None:
+    """Return what happens before the file is there, None where nothing does."""
+    while not ready_file.exists():
+        with suppress(queue.Empty):
+            return events.get(timeout=READY_POLL_S)
+    return None
 
 
 def _next_event(events: _Events) -> _Asked | _Ended:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from client.errors import UnusableFile
+from client.exchange import Part
 
 Progress = Callable[[int, int], None]
 """Called with the bytes sent so far and the bytes in all."""
 
 CHUNK_BYTES = 1 << 18
-ARCHIVE_SUFFIXES = (".tar.gz", ".tar.xz", ".tar.bz2", ".tgz", ".txz", ".tar", ".zip")
+ARCHIVE_SUFFIXES = (".tar.gz", ".tar.xz", ".tar.bz2", ".tgz", ".txz", ".tar", ".zip", ".npz")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Upload:
     def open(self, progress: Progress | None = None) -> BinaryIO:
         """Return the bytes as a readable stream that tells ``progress`` what was read of it."""
         return io.BufferedReader(_ChunkStream(self, progress), CHUNK_BYTES)
+
+    def part(self, name: str, progress: Progress | None = None) -> Part:
+        """Return the bytes as the file ``name`` of a multipart form."""
+        return Part(name, self.filename, lambda: self.open(progress))
 
 
 def file_upload(path: Path) -> Upload:

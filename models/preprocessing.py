@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from models.image_cost import check_cost
 from store.errors import InvalidImage
 
 FORMATS: Final = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM")
@@ -140,7 +141,9 @@ def decode_image(data: bytes, spec: InputSpec) -> NDArray[np.uint8]:
 
 @contextmanager
 def open_image(data: bytes) -> Iterator[Image.Image]:
-    """Open an encoded image whose pixels are within the limits, and are not decoded yet.
+    """Open an encoded image that is within the limits, and is not decoded yet.
+
+    They are of its pixels and of what `models.image_cost` looks at.
 
     Raises:
         InvalidImage: as in `decode_image`; also for what Pillow raises while the image is open.
@@ -148,6 +151,7 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size)
+            check_cost(image, data)
             yield image
     except InvalidImage:
         raise

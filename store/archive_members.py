@@ -3,7 +3,7 @@
 import re
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from store.errors import InvalidDataset, TooLarge
@@ -35,24 +35,35 @@ class DatasetLimits:
     max_member_bytes: int = 64 * _MIB
 
 
+Proceed = Callable[[], None]
+"""Called again and again by long work, which it ends by raising: whoever waited has gone away."""
+
+
 @dataclass(frozen=True)
 class Member:
-    """A file or folder of an archive. ``read`` gives a file's bytes, once, until the next member.
+    """A file or folder of an archive.
 
-    ``parts`` are those of `safe_parts`.
+    ``parts`` are those of `safe_parts`; ``size`` is the declared one, in bytes. ``read`` gives a
+    file's bytes, ``pieces`` gives them piece by piece where they are too many for the memory: one
+    of both, once, until the next member. Only ``read`` keeps to the limit of a single file.
     """
 
     parts: tuple[str, ...]
     is_folder: bool
     read: Callable[[], bytes]
+    size: int = 0
+    pieces: Callable[[], Iterator[bytes]] = lambda: iter(())
 
 
 class Meter:
     """Counts what really comes out of an archive; what the archive declares is never trusted."""
 
-    def __init__(self, limits: DatasetLimits, archive_bytes: int) -> None:
+    def __init__(
+        self, limits: DatasetLimits, archive_bytes: int, proceed: Proceed = lambda: None
+    ) -> None:
         self.limits = limits
         self._archive_bytes = archive_bytes
+        self.proceed = proceed
         self._bytes = 0
         self._members = 0
 
@@ -64,6 +75,7 @@ class Meter:
 
     def count_bytes(self, count: int) -> None:
         """Count unpacked bytes. Raises `TooLarge` past the total or the ratio."""
+        self.proceed()
         self._bytes += count
         if self._bytes > self.limits.max_unpacked_bytes:
             raise too_large(
@@ -108,8 +120,10 @@ def shown(name: str) -> str:
     return f'"{clean}"' if len(clean) <= 120 else f'"{clean[:119]}…"'
 
 
-def safe_parts(name: str) -> tuple[str, ...]:
+def safe_parts(name: str, place: str = "archive") -> tuple[str, ...]:
     """Return the parts of a member's path, without empty ones and ``.``.
+
+    ``place`` is what has the member, for the message.
 
     Raises:
         InvalidDataset: an absolute path, one with ``..``, a drive letter or a backslash, control
@@ -117,23 +131,23 @@ def safe_parts(name: str) -> tuple[str, ...]:
     """
     remedy = "Pack the folder again with relative paths, without links."
     if len(name) > _MAX_PATH_CHARACTERS:
-        raise broken(f"The archive has a path of {len(name):,} characters: {shown(name)}.", remedy)
+        raise broken(f"The {place} has a path of {len(name):,} characters: {shown(name)}.", remedy)
     if "\\" in name or _DRIVE.match(name):
-        raise broken(f"{shown(name)} in the archive is a Windows path.", "Use / between folders.")
+        raise broken(f"{shown(name)} in the {place} is a Windows path.", "Use / between folders.")
     if name.startswith("/"):
-        raise broken(f"{shown(name)} in the archive is an absolute path.", remedy)
+        raise broken(f"{shown(name)} in the {place} is an absolute path.", remedy)
     if any(unicodedata.category(c) in _UNPRINTABLE for c in name):
         raise broken(
-            f"{shown(name)} in the archive has characters that cannot be printed.",
+            f"{shown(name)} in the {place} has characters that cannot be printed.",
             "Rename the file, with UTF-8 names throughout.",
         )
     # Interned because a million paths share a few folders.
     parts = tuple(sys.intern(part) for part in name.split("/") if part not in ("", "."))
     for part in parts:
         if part == "..":
-            raise broken(f"{shown(name)} in the archive points to a parent folder.", remedy)
+            raise broken(f"{shown(name)} in the {place} points to a parent folder.", remedy)
         if len(part) > _MAX_PART_CHARACTERS:
-            raise broken(f"The archive has a name of {len(part):,} characters.", remedy)
+            raise broken(f"The {place} has a name of {len(part):,} characters.", remedy)
     return parts
 
 

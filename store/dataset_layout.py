@@ -36,7 +36,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Layout:
-    """The classes, sorted, and the images, sorted by split, class and name."""
+    """The classes, in the order of their labels, and the images, by split, label and name."""
 
     classes: tuple[str, ...]
     images: tuple[Placed, ...]
@@ -59,7 +59,7 @@ def arrange(images: Sequence[Path], folders: Iterable[Path], max_classes: int) -
     """
     if not images:
         raise InvalidDataset(
-            "The archive has no images.",
+            "The dataset has no images.",
             field="archive",
             remedy=_REMEDY + " Images are JPEG, PNG, BMP, WebP, GIF or PPM files.",
         )
@@ -83,6 +83,11 @@ def arrange(images: Sequence[Path], folders: Iterable[Path], max_classes: int) -
     order = (*SPLITS, UNSPLIT)
     placed.sort(key=lambda image: (order.index(image.split), image.label, image.name))
     return Layout(classes, tuple(placed))
+
+
+def named_split(name: str) -> str | None:
+    """Return the split that a folder or label of this name means: train, val or test."""
+    return _SPLIT_OF.get(name)
 
 
 def _unsplit(folder: str) -> str:
@@ -118,9 +123,9 @@ def _top_folders(images: Sequence[Path], depth: int) -> tuple[int, bool]:
         if len(first) == 1:
             return 1, False
         if not first & _SPLIT_OF.keys():
-            raise broken(f"The archive has several top folders, among them {_two(first)}.", _REMEDY)
+            raise broken(f"The dataset has several top folders, among them {_two(first)}.", _REMEDY)
     elif len(first) > 1:
-        raise broken(f"The archive has several top folders, among them {_two(first)}.", _REMEDY)
+        raise broken(f"The dataset has several top folders, among them {_two(first)}.", _REMEDY)
     odd = {path[depth - 3] for path in images} - _SPLIT_OF.keys()
     if odd:
         raise broken(f"The folder {shown(min(odd))} is none of train, val and test.", _REMEDY)

@@ -9,13 +9,16 @@
     |   |   `-- CheckpointMismatch  a sound checkpoint of another network
     |   |-- InvalidDataset          an archive, or a dataset that does not fit the job
     |   |-- InvalidImage            an image that cannot be decoded within the limits
-    |   `-- InvalidArtifact         a damaged or unsupported artifact or plan
+    |   |-- InvalidArtifact         a damaged or unsupported artifact or plan
+    |   `-- IdempotencyKeyReused    the key of an earlier request that asked for something else
     |-- TooLarge                    a body, file or archive over its limit
     |-- NotFound                    no such job, model, dataset or checkpoint
     |-- Conflict                    the name is taken by something else
     |-- Overloaded                  try again later
     |-- Unavailable                 a requested runtime or service is missing here
     |-- StorageExhausted            the disk is full
+    |-- GateFailed                  a job's model lost more accuracy than the job allows
+    |-- JobCancelled                a job was cancelled
     `-- JobCrashed                  a job's process died (memory, signal) or met an unexpected error
 
 Every error knows its stable ``code``, a ``title`` that never changes, a ``detail`` for this
@@ -96,6 +99,11 @@ class InvalidArtifact(InvalidInput):
     title = "The artifact cannot be used"
 
 
+class IdempotencyKeyReused(InvalidInput):
+    code = "idempotency-key-reused"
+    title = "The idempotency key belongs to another request"
+
+
 class TooLarge(BitpressError):
     code = "too-large"
     title = "Larger than the limit"
@@ -128,6 +136,16 @@ class StorageExhausted(BitpressError):
     title = "No space left"
 
 
+class GateFailed(BitpressError):
+    code = "accuracy-gate"
+    title = "The model lost more accuracy than the job allows"
+
+
+class JobCancelled(BitpressError):
+    code = "cancelled"
+    title = "The job was cancelled"
+
+
 class JobCrashed(BitpressError):
     code = "job-crashed"
     title = "The job stopped unexpectedly"
@@ -138,6 +156,11 @@ def _tree(root: type[BitpressError]) -> dict[str, type[BitpressError]]:
     for child in root.__subclasses__():
         found |= _tree(child)
     return found
+
+
+def error_kinds() -> frozenset[type[BitpressError]]:
+    """Return every kind of error that is known by now, the base included."""
+    return frozenset(_tree(BitpressError).values())
 
 
 def from_problem(problem: Mapping[str, Any]) -> BitpressError:

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from store.database import stage_seconds
+from store.database import insert_into, stage_seconds
 
 
 @dataclass(frozen=True)
@@ -25,13 +24,9 @@ class StageFigures:
     def record(self, job_id: str, stage: str, seconds: float) -> None:
         """Record a completed stage. Recording it again, after a takeover, counts it once."""
         values = {"job_id": job_id, "stage": stage, "seconds": seconds}
-        statement: sa.Executable
-        if self._engine.dialect.name == "postgresql":
-            statement = postgresql.insert(stage_seconds).values(values).on_conflict_do_nothing()
-        else:
-            statement = sqlite.insert(stage_seconds).values(values).on_conflict_do_nothing()
+        statement = insert_into(self._engine, stage_seconds).values(values)
         with self._engine.begin() as connection:
-            connection.execute(statement)
+            connection.execute(statement.on_conflict_do_nothing())
 
     def totals(self) -> dict[str, StageTotal]:
         """Return the totals by stage; a stage that no job completed is absent."""

@@ -18,10 +18,12 @@ class FineTuning(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: int = Field(ge=1, le=1000)
+    epochs: int = Field(ge=1, le=1000, description="Passes over the training images.")
     batch_size: int = Field(default=128, ge=2, le=8192, description="Images per step.")
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = Field(default=1e-3, gt=0, le=10, allow_inf_nan=False)
+    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="Of the weights.")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, le=10, allow_inf_nan=False, description="The highest."
+    )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Of sgd.")
     weight_decay: float = Field(
         default=0.0,
@@ -30,10 +32,19 @@ class FineTuning(BaseModel):
         allow_inf_nan=False,
         description="Of layers kept in float; latent weights, scales and batch norm have none.",
     )
-    warmup_epochs: float = Field(default=0.5, ge=0, le=100, allow_inf_nan=False)
-    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    warmup_epochs: float = Field(
+        default=0.5,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="Epochs in which the learning rate rises; at most epochs less settle_epochs.",
+    )
+    schedule: Literal["cosine", "constant", "steps"] = Field(
+        default="cosine", description="How it falls after that; cosine goes down to 0."
+    )
     drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         default=(0.5, 0.75, 0.9),
+        fail_fast=True,
         max_length=32,
         description="With the schedule steps: the shares of the training after each of which the "
         "learning rate falls to a tenth.",
@@ -52,7 +63,9 @@ class FineTuning(BaseModel):
         le=1,
         description="Weight of the teacher's answers in the loss; the labels have the rest.",
     )
-    temperature: float = Field(default=2.0, gt=0, le=100, allow_inf_nan=False)
+    temperature: float = Field(
+        default=2.0, gt=0, le=100, allow_inf_nan=False, description="Of the teacher's answers."
+    )
     feature_distillation: float = Field(
         default=1.0,
         ge=0,
@@ -60,11 +73,13 @@ class FineTuning(BaseModel):
         allow_inf_nan=False,
         description="Weight of the relative squared error of every block's result.",
     )
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of a label that is spread over all classes."
+    )
     batch_norm: Literal["train", "frozen", "reestimate"] = Field(
         default="train",
-        description="Batch statistics, the calibrated ones, or batch statistics while training and "
-        "an estimate over training images after the last epoch.",
+        description="train: statistics of the batch; frozen: the calibrated ones; reestimate: of "
+        "the batch while training, at the end estimated over training images.",
     )
     settle_epochs: int = Field(
         default=0,
@@ -82,13 +97,16 @@ class FineTuning(BaseModel):
     )
     binary_fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
         default=None,
+        fail_fast=True,
         min_length=1,
         max_length=32,
         description="Stochastic quantisation: the share of each layer's filters that is binary in "
         "each of so many equally long parts of the training before bits are fixed, the last 1. "
         "Absent: all filters, always; for sq_bwn 0.5, 0.75, 0.875, 1.",
     )
-    augmentation: Literal["none", "flip_and_shift", "random_resized_crop"] = "flip_and_shift"
+    augmentation: Literal["none", "flip_and_shift", "random_resized_crop"] = Field(
+        default="flip_and_shift", description="Of the training images; shifts are of 4 pixels."
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="Of products while training; auto is bfloat16 where the processor computes in "

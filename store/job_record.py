@@ -2,8 +2,8 @@
 
 A job is one DBOS workflow. While it runs, its stage and progress are in an event that the worker
 rewrites every second, and what each step found is in the step's recorded output. When it ends, the
-workflow's output or error holds the whole `JobSummary`, so that a list of finished jobs costs one
-query.
+workflow's output or error holds the whole summary, so that a list of finished jobs costs few
+queries. A rejected job is a workflow that ended well, with an output that says so.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,10 +13,11 @@ from typing import Any, Literal, get_args
 
 from dbos import WorkflowStatus
 
-from store.errors import JobCrashed
+from store.errors import JobCancelled, JobCrashed
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "rejected"]
 STATES: tuple[JobState, ...] = get_args(JobState)
+FINAL_STATES: tuple[JobState, ...] = ("succeeded", "rejected", "failed", "cancelled")
 
 WORKFLOW_STATES: Mapping[str, JobState] = {
     "DELAYED": "queued",
@@ -41,7 +42,9 @@ class Job:
     the figures of every epoch of fine-tuning (``epoch`` from 1, ``loss``, ``train_accuracy``,
     ``images_per_second``, ``learning_rate``, ``seconds``, and ``device`` and ``products``, which
     say how it was computed);
-    ``problem`` is the problem document of a failed job; ``model`` is ``{"name", "version"}``.
+    ``estimated_end`` is when a running job is expected to be over;
+    ``problem`` is the problem document of a job that failed, was rejected or was cancelled;
+    ``model`` is ``{"name", "version"}``.
     """
 
     id: str
@@ -57,6 +60,7 @@ class Job:
     message: str | None = None
     layers: tuple[Mapping[str, Any], ...] = ()
     epochs: tuple[Mapping[str, Any], ...] = ()
+    estimated_end: str | None = None
     problem: Mapping[str, Any] | None = None
     model: Mapping[str, Any] | None = None
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -82,14 +86,23 @@ def iso_time(epoch_ms: int | None) -> str | None:
     """Return milliseconds since 1970 as ISO 8601 in UTC, ``2026-11-20T13:00:00.123Z``."""
     if epoch_ms is None:
         return None
-    moment = datetime.fromtimestamp(epoch_ms / 1000, UTC)
+    return iso_moment(datetime.fromtimestamp(epoch_ms / 1000, UTC))
+
+
+def iso_moment(moment: datetime) -> str:
+    """Return a moment in UTC as ISO 8601, ``2026-11-20T13:00:00.123Z``."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def epoch_ms(iso: str) -> int:
+    """Return what `iso_time` made a text of."""
+    return round(datetime.fromisoformat(iso).timestamp() * 1000)
 
 
 def has_summary(status: WorkflowStatus) -> bool:
     """Whether the workflow's row alone tells all, without events and steps."""
     return status.status in ("SUCCESS", "ERROR") or (
-        status.status in ("ENQUEUED", "DELAYED") and not status.recovery_attempts
+        status.status in ("ENQUEUED", "DELAYED") and status.executor_id is None
     )
 
 
@@ -122,18 +135,22 @@ def job_of(status: WorkflowStatus, running: Mapping[str, Any] | None = None) -> 
     problem: Mapping[str, Any] | None = None
     if status.status == "SUCCESS" and isinstance(status.output, Mapping):
         summary = status.output
+        if summary.get("state") == "rejected":
+            state, problem = "rejected", summary.get("problem")
     elif status.status == "ERROR":
         recorded = getattr(status.error, "data", None)
         summary = recorded if isinstance(recorded, Mapping) else {}
         problem = summary.get("problem") or _unexplained().problem()
     elif status.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
         problem = _given_up(status.recovery_attempts).problem()
+    elif status.status == "CANCELLED":
+        problem = _cancelled().problem()
     created_at = iso_time(status.created_at) or ""
     times = [created_at, iso_time(status.updated_at) or "", str(summary.get("at") or "")]
     return Job(
         id=status.workflow_id,
         state=state,
-        spec=_spec_of(status),
+        spec=spec_of(status),
         created_at=created_at,
         updated_at=max(times),
         started_at=summary.get("started_at") or _dequeued_at(status),
@@ -144,6 +161,7 @@ def job_of(status: WorkflowStatus, running: Mapping[str, Any] | None = None) -> 
         message=summary.get("message"),
         layers=tuple(summary.get("layers") or ()),
         epochs=tuple(summary.get("epochs") or ()),
+        estimated_end=summary.get("estimated_end") if state == "running" else None,
         problem=problem,
         model=summary.get("model"),
         stage_seconds=dict(summary.get("stage_seconds") or {}),
@@ -156,7 +174,8 @@ def queued_job(job_id: str, spec: Mapping[str, Any], now_ms: int) -> Job:
     return Job(id=job_id, state="queued", spec=spec, created_at=now, updated_at=now)
 
 
-def _spec_of(status: WorkflowStatus) -> Mapping[str, Any]:
+def spec_of(status: WorkflowStatus) -> Mapping[str, Any]:
+    """Return the specification that the job was submitted with, empty where it is none."""
     arguments = status.input["args"] if status.input else ()
     return arguments[0] if arguments and isinstance(arguments[0], Mapping) else {}
 
@@ -168,7 +187,15 @@ def _dequeued_at(status: WorkflowStatus) -> str | None:
 def _unexplained() -> JobCrashed:
     return JobCrashed(
         "The job ended with an unexpected error.",
-        remedy="Look for the job's id in the worker's log, then submit the job again.",
+        remedy="Look for the job's id in the worker's log, then try again with "
+        "POST /jobs/{id}/retry.",
+    )
+
+
+def _cancelled() -> JobCancelled:
+    return JobCancelled(
+        "The job was cancelled before its end, and nothing was published.",
+        remedy="POST /jobs/{id}/retry goes on where it stopped.",
     )
 
 
@@ -176,5 +203,6 @@ def _given_up(attempts: int | None) -> JobCrashed:
     return JobCrashed(
         f"The job was given up after it had been started {attempts} times: "
         "each time its worker went away before the job's end.",
-        remedy="See in the workers' logs why they died; submit the job again when it is mended.",
+        remedy="See in the workers' logs why they died; when it is mended, go on with "
+        "POST /jobs/{id}/retry.",
     )

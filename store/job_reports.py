@@ -4,14 +4,12 @@ It is the published version's report, but it outlasts the version.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from store.artifacts import REPORT
 from store.errors import NotFound, Unavailable
-
-_JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+from store.job_folders import is_folder_name
 
 
 def read_job_report(jobs_dir: Path, job_id: str) -> dict[str, Any]:
@@ -21,7 +19,7 @@ def read_job_report(jobs_dir: Path, job_id: str) -> dict[str, Any]:
         NotFound: there is none, or not any more.
         Unavailable: the file is damaged.
     """
-    if not _JOB_ID.fullmatch(job_id):
+    if not is_folder_name(job_id):
         raise _gone()
     try:
         report = json.loads((jobs_dir / job_id / REPORT).read_bytes())

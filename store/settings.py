@@ -1,17 +1,23 @@
 """Settings that the app and the worker share, read from the environment (``BITPRESS_...``)."""
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from store.archive_members import DatasetLimits
+from store.specs import NAME_PATTERN
 
 _PREFIX = "BITPRESS_"
 _MIB = 2**20
 _GIB = 2**30
+
+# Of a decoded dataset that a worker keeps, where nothing else is set: a forecast rests on it too.
+DEFAULT_CACHE_BYTES = 8 * _GIB
 
 
 class StoreSettings(BaseSettings):
@@ -30,6 +36,9 @@ class StoreSettings(BaseSettings):
     runtime: str = Field(
         default="auto",
         description="Runtime that serves models and measures them before; auto: the fastest here.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Least severe log lines that are written."
     )
     max_checkpoint_bytes: int = Field(
         default=2 * _GIB, gt=0, description="Largest checkpoint that may be uploaded."
@@ -57,6 +66,17 @@ class StoreSettings(BaseSettings):
     max_member_bytes: int = Field(
         default=64 * _MIB, gt=0, description="Largest single file inside a dataset archive."
     )
+
+    dataset_roots: str = Field(
+        default="",
+        description="Folders whose datasets are registered in place: name=/folder,name=/folder.",
+    )
+
+    @field_validator("dataset_roots")
+    @classmethod
+    def _are_folders_that_can_be_read(cls, roots: str) -> str:
+        _root_folders(roots)
+        return roots
 
     @field_validator("data_dir")
     @classmethod
@@ -108,6 +128,11 @@ class StoreSettings(BaseSettings):
         return self.data_dir / "cache"
 
     @property
+    def dataset_root_folders(self) -> dict[str, Path]:
+        """The operator's folders with datasets, by name."""
+        return _root_folders(self.dataset_roots)
+
+    @property
     def dataset_limits(self) -> DatasetLimits:
         """The limits under which the `DatasetStore` reads an archive."""
         return DatasetLimits(
@@ -118,6 +143,24 @@ class StoreSettings(BaseSettings):
             max_classes=self.max_dataset_classes,
             max_member_bytes=self.max_member_bytes,
         )
+
+
+def _root_folders(roots: str) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for number, pair in enumerate(filter(None, map(str.strip, roots.split(","))), 1):
+        name, _, folder = pair.partition("=")
+        # Neither name nor folder is quoted: what was given is told nowhere.
+        if not re.fullmatch(NAME_PATTERN, name) or name in folders:
+            raise ValueError(
+                f"pair {number} has no name of its own; give name=/folder,name=/folder"
+            )
+        path = Path(folder)
+        if not path.is_absolute() or not path.is_dir():
+            raise ValueError(f"pair {number} names no folder; give an absolute path that exists")
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise ValueError(f"the folder of pair {number} cannot be read by this process's user")
+        folders[name] = path
+    return folders
 
 
 def setting_faults(error: ValidationError) -> Iterator[dict[str, str]]:

@@ -35,7 +35,10 @@ LEAST_CORRECTION = 0.0001
 
 
 class _Strict(BaseModel):
-    """A misspelt field is an error, not a default."""
+    """A misspelt field is an error, not a default.
+
+    Lists end at their first fault: of a caller's hundred thousand, each would be described.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,7 +50,7 @@ class _Method(_Strict):
     recalibrate_batch_norm: Literal["never", "end", "each_layer"] = Field(
         default="never",
         description="When batch-norm statistics are re-estimated on the calibration images: never, "
-        "after the last layer, or after each layer, so that the next is fitted to what it sees.",
+        "at the end, or behind each layer before the next is fitted.",
     )
 
     mirror_images: bool = Field(
@@ -78,36 +81,41 @@ class BwnhParameters(_Method):
     mirror_images: bool = Field(
         default=True, description="Calibrate on a mirrored copy of every calibration image too."
     )
-    sweeps: int = Field(default=20, ge=0, le=100, description="Most sweeps over a layer's bits.")
+    sweeps: int = Field(
+        default=20,
+        ge=0,
+        le=100,
+        description="Most passes over a layer's bits; it ends earlier once no bit turns.",
+    )
     target: Literal["full_precision", "binarized"] = Field(
         default="full_precision",
-        description="Input of the target similarity: of the full-precision net, or the binarized.",
+        description="The input on which a layer's target responses are computed: of the "
+        "full-precision network, or of the one binarized so far.",
     )
     blocks: bool = Field(
         default=False,
         description="A layer that ends a residual block aims at the block's result, not its own.",
     )
-    scale: bool = Field(
-        default=True, description="Learn one scale per filter; false fixes it at 1."
-    )
+    scale: bool = Field(default=True, description="Learn a scale per filter; false fixes it at 1.")
     offset: bool = Field(
-        default=True, description="Learn one offset per filter, folded into the bias."
+        default=True, description="Learn an offset per filter, which becomes part of the bias."
     )
     correction: float = Field(
         default=0.0,
         ge=0,
         le=1e6,
         allow_inf_nan=False,
-        description="Aim at what real-valued weights can do with the binarized network's input; "
-        "how much they are held to the full-precision ones, relative to the mean diagonal of the "
-        "Gram matrix, at least 0.0001. 0: aim at the full-precision responses.",
+        description="Above 0 (from 0.0001), aim at what real-valued weights can do with the "
+        "binarized network's input; how firmly they are held to the float weights, relative to the "
+        "mean diagonal of the inputs' Gram matrix. 0: aim at the full-precision responses.",
     )
     ridge: float = Field(
         default=0.0,
         ge=0,
         le=1e6,
         allow_inf_nan=False,
-        description="Weight of ||w - a b||^2, relative to the mean diagonal of the Gram matrix.",
+        description="Weight of the squared distance to the float weights, relative to the mean "
+        "diagonal of the inputs' Gram matrix.",
     )
     positions: int = Field(
         default=65_536,
@@ -117,22 +125,28 @@ class BwnhParameters(_Method):
     )
     starts: tuple[Literal["sign", "greedy", "random"], ...] = Field(
         default=("sign",),
+        fail_fast=True,
         min_length=1,
         max_length=16,
-        description="Where the search starts; of several, every filter keeps its best.",
+        description="Where the search begins; of several, each filter keeps its best.",
     )
     eliminate_scale: bool = Field(
         default=True,
-        description="Test a bit at the scale that would be best once it is turned, not at the "
+        description="Judge a bit at the scale that would be best once it is turned, not at the "
         "present one.",
     )
     bit_pairs: int = Field(
         default=0,
         ge=0,
         le=512,
-        description="Bits per filter that are tried in pairs once no single one turns; 0: none.",
+        description="So many bits of a filter are tried in pairs once no single one turns.",
     )
-    bases: int = Field(default=4, ge=1, le=8, description="Most bases of a layer.")
+    bases: int = Field(
+        default=4,
+        ge=1,
+        le=8,
+        description="Most bases of a layer, each with codes and scales of its own.",
+    )
     bases_above: float = Field(
         default=0.015,
         ge=0,
@@ -198,9 +212,9 @@ class InputShape(_Strict):
     A pixel p in 0..255 becomes ``(low + (high - low) * p / 255 - mean[c]) / std[c]``.
     """
 
-    channels: Literal[1, 3] = 3
-    height: int = Field(default=32, ge=4, le=1024)
-    width: int = Field(default=32, ge=4, le=1024)
+    channels: Literal[1, 3] = Field(default=3, description="Of grey images or of colour.")
+    height: int = Field(default=32, ge=4, le=1024, description="Pixels.")
+    width: int = Field(default=32, ge=4, le=1024, description="Pixels.")
     resize: int | None = Field(
         default=None,
         ge=4,
@@ -208,9 +222,21 @@ class InputShape(_Strict):
         description="Pixels of the short side to which an image is resized before its centre is "
         "cut out; absent: as small as the centre fits into it.",
     )
-    value_range: tuple[Finite, Finite] = (0.0, 1.0)
-    mean: tuple[Finite, ...] = ()
-    std: tuple[Positive, ...] = ()
+    value_range: tuple[Finite, Finite] = Field(
+        default=(0.0, 1.0), description="What pixels 0 and 255 become."
+    )
+    mean: tuple[Finite, ...] = Field(
+        default=(),
+        fail_fast=True,
+        max_length=3,
+        description="Of each channel, in the value range; by default 0.",
+    )
+    std: tuple[Positive, ...] = Field(
+        default=(),
+        fail_fast=True,
+        max_length=3,
+        description="Standard deviation of each channel; by default 1.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -236,36 +262,64 @@ class InputShape(_Strict):
 class CompressSpec(_Strict):
     """A compression job: which checkpoint, as which network, with which data and method."""
 
-    name: Name = Field(description="Name under which the model is published.")
-    architecture: Annotated[str, StringConstraints(min_length=1, max_length=64)] = Field(
-        description="A registered architecture."
+    name: Name = Field(
+        description="The model's name; each job that succeeds publishes its next version."
     )
-    architecture_parameters: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    architecture: Annotated[str, StringConstraints(min_length=1, max_length=64)] = Field(
+        description="A registered network."
+    )
+    architecture_parameters: dict[str, bool | int | float | str] = Field(
+        default_factory=dict,
+        description="`width` for vgg9, `shortcut` (A or B) for resnet20 to resnet56.",
+    )
     checkpoint: Digest | None = Field(
         default=None,
         description="Digest of an earlier upload; absent where the file is sent along.",
     )
-    input: InputShape = Field(default_factory=InputShape)
-    dataset: Name = Field(description="A registered dataset.")
-    method: MethodParameters = Field(default_factory=BwnhParameters)
+    input: InputShape = Field(
+        default_factory=InputShape, description="What the network is fed; by default 3 x 32 x 32."
+    )
+    dataset: Name = Field(description="A registered dataset; its classes are the network's.")
+    method: MethodParameters = Field(
+        default_factory=BwnhParameters,
+        description="The method and its parameters; by default bwnh.",
+    )
     keep_float: tuple[LayerName, ...] = Field(
         default=(),
+        fail_fast=True,
         max_length=1000,
-        description="Layers left in float; by default every layer is binarized.",
+        description="Names of layers that are left in float; by default every layer is binarized.",
     )
-    calibration_images: int = Field(default=500, ge=1, le=100_000)
+    calibration_images: int = Field(
+        default=500,
+        ge=1,
+        le=100_000,
+        description="Images of the training split that the layers are calibrated on.",
+    )
     fine_tune: FineTuning | None = Field(
         default=None, description="Training after calibration; absent: none."
     )
     activation_bits: Literal[32, 8] = Field(
-        default=32, description="Bits of what binary layers are fed; 32 is float32, unrounded."
+        default=32,
+        description="Of what binary layers are fed: 32 is float32, unrounded; 8 rounds to 256 "
+        "levels.",
     )
     activation_scale: Literal["mse", "minmax"] = Field(
         default="mse",
-        description="How scales of 8-bit activations follow from the calibration images: of least "
-        "squared error, or covering all that was seen.",
+        description="How the 256 levels follow from the calibration images: mse has the least "
+        "squared error, minmax covers all that was seen.",
     )
-    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    max_accuracy_drop: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="The accuracy gate: how much lower than that of full precision the packed "
+        "network's share of right answers to the validation images may be, such as 0.02 for two "
+        "points. A model that loses more is rejected: it keeps its report and is not published. "
+        "Absent: no gate.",
+    )
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Of every random choice.")
 
     @field_validator("keep_float")
     @classmethod

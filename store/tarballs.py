@@ -6,11 +6,11 @@ memory and remembers every member it has seen.
 """
 
 import bz2
-import gzip
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -18,6 +18,10 @@ from store.archive_members import Member, Meter, broken, safe_parts, shown
 
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 256 * 1024
+# Of the compressed file.
+_PIECE = 64 * 1024
+# Parallel compressors write a stream for every few hundred kilobytes.
+_FREE_STREAMS, _LEAST_STREAM_BYTES = 4096, 4096
 _MAX_EXTENSION_BYTES = 1024 * 1024
 _MAX_EXTENSIONS = 8
 # xz -9 needs 65 MiB; a hostile header may ask for 4 GiB.
@@ -44,7 +48,7 @@ def tar_members(path: Path, meter: Meter) -> Iterator[Member]:
         TooLarge: over a limit of ``meter``.
     """
     with open(path, "rb", buffering=_CHUNK) as file:
-        stream = _Stream(_unpacked(file), meter)
+        stream = _Stream(_unpacked(file, meter), meter)
         yield from _walk(stream, meter)
         stream.drain()
 
@@ -53,40 +57,82 @@ class _Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-def _unpacked(file: BinaryIO) -> _Readable:
+def _unpacked(file: BinaryIO, meter: Meter) -> _Readable:
     magic = file.read(6)
     file.seek(0)
     if magic.startswith(b"\x1f\x8b"):
-        return gzip.GzipFile(fileobj=file)
+        return _Streams(file, meter, _Gzip)
     if magic == b"\xfd7zXZ\x00":
-        return _Xz(file)
+        # `lzma.LZMAFile` has no memory limit.
+        decoder = partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
+        return _Streams(file, meter, decoder)
     if magic.startswith(b"BZh"):
-        return bz2.BZ2File(file)
+        return _Streams(file, meter, bz2.BZ2Decompressor)
     return file
 
 
-class _Xz:
-    """An xz stream, or several in a row, under a memory limit, which `lzma.LZMAFile` has not."""
+class _Decoder(Protocol):
+    """Decodes one compressed stream; the interface of `lzma` and `bz2`."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _Gzip:
+    """`zlib` with the interface of the others; checks the header and the checksum."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(16 + zlib.MAX_WBITS)
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._zlib.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
+
+
+class _Streams:
+    """One compressed stream, or several in a row, with zero bytes between as padding.
+
+    What yields nothing is read in bounded pieces too, and not without end: a stream of no content
+    takes 20 bytes, and an archive may have 400 million of them.
+    """
+
+    def __init__(self, file: BinaryIO, meter: Meter, decoder: Callable[[], _Decoder]) -> None:
         self._file = file
+        self._meter = meter
+        self._new_decoder = decoder
+        self._decoder: _Decoder | None = None
         self._pending = b""
-        self._decoder: lzma.LZMADecompressor | None = None
+        self._streams = 0
+        self._bytes = 0
 
     def read(self, size: int, /) -> bytes:
         """Return at least one and at most ``size`` bytes, none at the end."""
         while True:
             if self._decoder is None:
-                # Zero bytes may pad the gap between two streams.
-                self._pending = self._pending.lstrip(b"\0")
+                self._pending = self._pending.lstrip(b"\0") or self._next_piece()
                 if not self._pending:
-                    self._pending = self._file.read(_CHUNK)
-                    if not self._pending:
-                        return b""
-                    continue
-                self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
+                    return b""
+                if not self._pending.startswith(b"\0"):
+                    self._begin_stream()
+                continue
             if self._decoder.needs_input and not self._pending:
-                self._pending = self._file.read(_CHUNK)
+                self._pending = self._next_piece()
                 if not self._pending:
                     raise EOFError
             data = self._decoder.decompress(self._pending, size)
@@ -94,7 +140,18 @@ class _Xz:
             if self._decoder.eof:
                 self._pending, self._decoder = self._decoder.unused_data, None
             if data:
+                self._bytes += len(data)
                 return data
+
+    def _next_piece(self) -> bytes:
+        self._meter.proceed()
+        return self._file.read(_PIECE)
+
+    def _begin_stream(self) -> None:
+        self._streams += 1
+        if self._streams > _FREE_STREAMS + self._bytes // _LEAST_STREAM_BYTES:
+            raise broken("The archive is made of too many compressed streams with hardly anything.")
+        self._decoder = self._new_decoder()
 
 
 class _Stream:
@@ -109,7 +166,7 @@ class _Stream:
             data = self._source.read(size)
         except EOFError:
             raise broken("The archive is truncated.") from None
-        except (gzip.BadGzipFile, zlib.error, lzma.LZMAError):
+        except (zlib.error, lzma.LZMAError):
             raise broken("The archive's compression is damaged.") from None
         except OSError as error:
             # bz2 reports damage as an OSError without a number.
@@ -150,7 +207,7 @@ class _Stream:
 
 
 class _Body:
-    """The content of one member, which may be read once, or not at all."""
+    """The content of one member, which may be read once, or in part, or not at all."""
 
     def __init__(self, stream: _Stream, size: int) -> None:
         self._stream = stream
@@ -160,6 +217,12 @@ class _Body:
     def read(self) -> bytes:
         size, self._size = self._size, 0
         return self._stream.exactly(size)
+
+    def pieces(self) -> Iterator[bytes]:
+        while self._size:
+            piece = self._stream.exactly(min(self._size, _CHUNK))
+            self._size -= len(piece)
+            yield piece
 
     def skip(self) -> None:
         self._stream.skip(self._size + self._padding)
@@ -201,10 +264,9 @@ def _walk(stream: _Stream, meter: Meter) -> Iterator[Member]:
         if header.type == tarfile.DIRTYPE:
             yield Member(safe_parts(name), True, bytes)
         elif header.type in _FILES:
-            parts = safe_parts(name)
-            meter.check_member_size(name, size)
             body = _Body(stream, size)
-            yield Member(parts, False, body.read)
+            read = partial(_read_bounded, body, meter, name, size)
+            yield Member(safe_parts(name), False, read, size, body.pieces)
             body.skip()
         else:
             raise broken(
@@ -212,6 +274,11 @@ def _walk(stream: _Stream, meter: Meter) -> Iterator[Member]:
                 "Pack plain files and folders only.",
             )
         name, size, extensions = None, None, 0
+
+
+def _read_bounded(body: _Body, meter: Meter, name: str, size: int) -> bytes:
+    meter.check_member_size(name, size)
+    return body.read()
 
 
 def _header(block: bytes, first: bool) -> tarfile.TarInfo | None:

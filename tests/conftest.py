@@ -227,6 +227,25 @@ def start_worker() -> Iterator[StartWorker]:
         worker.end(signal.SIGKILL)
 
 
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"there is no {name} here: install Debian's package prometheus")
+    return found
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """The path of promtool; the test is skipped where there is none."""
+    return _program("promtool")
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> str:
+    """The path of Prometheus; the test is skipped where there is none."""
+    return _program("prometheus")
+
+
 @pytest.fixture
 def is_running() -> Callable[[int], bool]:
     """Tell whether the process with an id is there, and not a zombie that nobody has buried."""

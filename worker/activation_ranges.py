@@ -24,9 +24,9 @@ from models.layers import BinaryConv2d, BinaryLayer, BinaryLinear
 from models.quantization import BITS, Scale
 from worker.calibration_images import CalibrationImages
 from worker.finite import not_finite
+from worker.progress import ImageRate, Progress
 
 Choice = Literal["mse", "minmax"]
-Progress = Callable[[float, str], None]
 
 # Bins on either side of 0: at least 64 for each of the 256 numbers of a range that is fully used.
 _BINS: Final = 1 << 15
@@ -177,12 +177,12 @@ def _histograms(
     try:
         for layer in layers.values():
             layer.input_quantizer = None
-        done = 0
+        done, rate = 0, ImageRate(len(images))
         with torch.inference_mode():
             for batch in images.batches():
                 network(batch)
                 done += len(batch)
-                progress(done / len(images), "measuring activations")
+                progress(done / len(images), "measuring activations", rate.details(done))
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,6 +1,6 @@
 """Batch norm's running statistics, estimated again where the layers before it have changed."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,7 @@ from store.errors import InvalidSpec
 from worker.activations import Layer, execution_order
 from worker.calibration_images import CalibrationImages
 from worker.frontier import Frontier
-
-Progress = Callable[[float, str], None]
+from worker.progress import Progress
 
 
 def norms_behind(network: nn.Module, name: str, input_shape: tuple[int, int, int]) -> list[str]:

@@ -36,11 +36,12 @@ from worker.activations import (
     patches,
     responses,
 )
-from worker.batch_norm import Progress, estimate_norms, load_norms, norms_behind
+from worker.batch_norm import estimate_norms, load_norms, norms_behind
 from worker.calibration_images import CalibrationImages
 from worker.frontier import Fed, Frontier
 from worker.methods import METHODS
 from worker.methods.protocol import LayerProblem, Target
+from worker.progress import Progress
 from worker.statistics import LayerStatistics
 
 # A batch norm whose gain is less lets nothing through.
@@ -140,8 +141,9 @@ def calibrate_layer(
     def statistics(target: Target, positions: int, blocks: bool) -> LayerStatistics:
         return inputs.statistics(target, positions, blocks, seed, progress)
 
-    def report(fraction: float, message: str) -> None:
-        progress(0.5 + 0.5 * fraction, f"{name}: {message}")
+    def report(fraction: float, message: str, details: Mapping[str, Any] | None = None, /) -> None:
+        told = {"layer": name, **(details or {})}
+        progress(0.5 + 0.5 * fraction, f"{name}: {message}", told)
 
     with torch.inference_mode():
         problem = LayerProblem(

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from models.preprocessing import InputSpec
 from store.errors import InvalidCheckpoint
 from worker.data import ImageSet
+from worker.progress import ImageRate, Progress
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
-Progress = Callable[[float, str], None]
 Logits = NDArray[np.float32]
 
 _CHUNK_ROWS = 65_536
@@ -60,7 +60,7 @@ def predict_logits(
     """
     if not len(images):
         raise ValueError("there are no images to predict")
-    done = 0
+    done, rate = 0, ImageRate(len(images))
     logits: Logits | None = None
     with torch.inference_mode():
         for batch in images.batches(spec, batch_images):
@@ -69,7 +69,8 @@ def predict_logits(
                 logits = np.empty((len(images), answer.shape[1]), dtype=np.float32)
             logits[done : done + len(batch)] = answer
             done += len(batch)
-            progress(done / len(images), f"{network}: {done:,} of {len(images):,} images")
+            message = f"{network}: {done:,} of {len(images):,} images"
+            progress(done / len(images), message, {"form": network, **rate.details(done)})
     assert logits is not None
     return logits
 

@@ -10,7 +10,8 @@ from torch import nn
 from models.layers import BinaryConv2d, BinaryLinear
 from models.preprocessing import InputSpec
 from worker.data import ImageSet
-from worker.evaluation import Logits, Predict, Progress, batch_logits
+from worker.evaluation import Logits, Predict, batch_logits
+from worker.progress import ImageRate, Progress
 
 # Bounds the activation maps of an evaluation. Of 32 x 32 pixels 100 images are fastest: larger
 # batches no longer fit into the processor's caches.
@@ -63,12 +64,13 @@ def logits_of_forms(
     """
     most = batch_images(spec)
     found: dict[str, list[Logits]] = {form: [] for form in forms}
-    done = 0
+    done, rate = 0, ImageRate(len(images))
     with torch.inference_mode():
         for batch in images.batches(spec, most):
             for form, predict in forms.items():
                 network = form.replace("_", " ") + " network"
                 found[form].append(batch_logits(predict, batch, images, done, network))
             done += len(batch)
-            progress(done / len(images), f"answers to {done:,} of {len(images):,} images")
+            message = f"answers to {done:,} of {len(images):,} images"
+            progress(done / len(images), message, {"forms": [*forms], **rate.details(done)})
     return {form: np.concatenate(answers) for form, answers in found.items()}

@@ -9,8 +9,9 @@ ImageNet at 224 pixels with 190 GB, is not kept but decoded whenever images are 
 import errno
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from numpy.typing import NDArray
 
 from models.cores import usable_cores
 from models.preprocessing import InputSpec
+from store.dataset_cache import entry_name
 from store.datasets import Dataset, DatasetStore
 from store.durable import sync_file
 from store.scratch import Scratch
+from worker.progress import ImageRate, Progress
 from worker.streamed_pixels import StreamedPixels, decode_rows
 from worker.training.encoded_images import EncodedImages, PixelRows
-
-Progress = Callable[[float, str], None]
 
 # Part of every folder's name: raised when decoding changes, so that old pixels are not taken.
 _DECODING = 1
@@ -117,15 +118,17 @@ def _cached(
     size = f"{spec.channels}x{spec.height}x{spec.width}"
     if spec.resize is not None:
         size += f"r{spec.resize}"
-    digest = dataset.digest.removeprefix("sha256:")
-    folder = cache / f"{digest[:32]}-{size}-v{_DECODING}"
-    if not folder.is_dir():
-        # Made here, not in advance: sweeping leftovers is for those who may leave some.
-        with Scratch(cache / ".tmp").folder() as work:
-            _decode_into(work, stored, spec, progress, threads)
-            _publish(work, folder)
-    mapped: NDArray[np.uint8] = np.load(folder / _IMAGES, mmap_mode="r")
-    return mapped
+    folder = cache / entry_name(dataset.digest, f"{size}-v{_DECODING}")
+    while True:
+        if not folder.is_dir():
+            # Made here, not in advance: sweeping leftovers is for those who may leave some.
+            with Scratch(cache / ".tmp").folder() as work:
+                _decode_into(work, stored, spec, progress, threads)
+                _publish(work, folder)
+        # Gone again where its dataset is deleted, and registered anew, at this very moment.
+        with suppress(FileNotFoundError):
+            mapped: NDArray[np.uint8] = np.load(folder / _IMAGES, mmap_mode="r")
+            return mapped
 
 
 def _decode_into(
@@ -145,11 +148,12 @@ def _decode_into(
     # Written as a file, not through a map: on a full disk a map kills the process by a signal.
     with open(folder / _IMAGES, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        done = 0
+        done, rate = 0, ImageRate(total)
         for pixels in _decoded_chunks(images, spec, threads):
             done += len(pixels)
             file.write(pixels.data)
-            progress(0.99 * done / total, f"decoded {done:,} of {total:,} images")
+            message = f"decoded {done:,} of {total:,} images"
+            progress(0.99 * done / total, message, rate.details(done))
     sync_file(folder / _IMAGES)
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,9 @@ class JobFiles:
     def resolve(self, ref: FileRef) -> Path:
         """Return where the file lies, after checking its digest once per process.
 
+        A damaged file is removed, so that the step that made it is done again when the job is
+        tried again.
+
         Raises:
             JobCrashed: the file is missing, damaged or not of this job.
         """
@@ -85,13 +88,28 @@ class JobFiles:
         if not path.is_relative_to(self.folder) or not path.is_file():
             raise _lost(ref, "missing")
         if file_digest(path) != ref.digest:
+            path.unlink(missing_ok=True)
             raise _lost(ref, "damaged")
         self._checked.add(ref)
         return path
 
-    def remove_temporary(self) -> None:
-        """Remove what an interrupted `write` left."""
-        for path in self.folder.rglob(f".*{_TEMPORARY}"):
+    def temporary(self) -> list[Path]:
+        """Return what interrupted writes have left, and those under way."""
+        # Walked through rather than searched for: it may be removed at this moment.
+        return [
+            Path(folder, name)
+            for folder, _, names in os.walk(self.folder)
+            for name in names
+            if name.startswith(".") and name.endswith(_TEMPORARY)
+        ]
+
+    def remove(self, temporary: Iterable[Path]) -> None:
+        """Remove files that `temporary` has found, before it was checked whose the job is.
+
+        In this order: a worker that was frozen in between, and whose job has passed to another,
+        does not remove what that one is writing.
+        """
+        for path in temporary:
             path.unlink(missing_ok=True)
 
     def keep_only(self, *names: str) -> None:
@@ -112,5 +130,5 @@ class JobFiles:
 def _lost(ref: FileRef, fault: str) -> JobCrashed:
     return JobCrashed(
         f"A file that an earlier step of the job left is {fault}: {Path(ref.path).name}.",
-        remedy="Check the disk of the data directory, then submit the job again.",
+        remedy="Check the disk of the data directory, then try again with POST /jobs/{id}/retry.",
     )

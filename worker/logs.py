@@ -1,27 +1,17 @@
-"""The worker's log: one JSON object a line on standard error.
+"""The worker's log: one JSON object a line on standard error, as `store.logs` describes.
 
-Every line has ``time``, ``level``, ``logger`` and ``event``; lines about a job have ``job`` and,
-where they apply, ``stage``, ``step`` and ``seconds``. Tracebacks appear here and nowhere else.
+Lines about a job have ``job`` and, where they apply, ``stage``, ``step`` and ``seconds``.
 """
 
-import logging
 import sys
+from typing import Any
 
-from store.logs import JsonFormatter
-
-# Loggers of libraries that install a handler of their own where they find none.
-_LIBRARIES = ("dbos",)
+from store.logs import send_logs
 
 
-def configure_logs(level: str) -> None:
-    """Send the log of this process to standard error, from ``level`` on."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter(tracebacks=True))
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(level)
-    logging.captureWarnings(True)
-    for name in _LIBRARIES:
-        library = logging.getLogger(name)
-        library.handlers = [handler]
-        library.propagate = False
+def configure_logs(level: str, **fields: Any) -> None:
+    """Send the log of this process to standard error, from ``level`` on; each line has ``fields``.
+
+    The process of a stage gives its ``job``: whatever speaks there speaks about it.
+    """
+    send_logs(sys.stderr, level, fields)

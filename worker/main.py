@@ -7,24 +7,37 @@ import threading
 from collections.abc import Mapping
 
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
+from dbos import error as dbos_error
 from pydantic import ValidationError
 
+from models import runtime
 from store.database import open_engine, prepare_database
-from store.figures import StageFigures
+from store.errors import Unavailable
 from store.job_record import JobFailed
 from store.jobs import APPLICATION_NAME, APPLICATION_VERSION, QUEUE_NAME
 from store.leases import WorkerLeases
 from store.settings import setting_faults
+from worker.full_database import wait_for_space
+from worker.housekeeping import Housekeeping
 from worker.logs import configure_logs
 from worker.pipeline import STAGES, Pipeline, register
 from worker.recovery import Lease, Reaper, new_executor_id
 from worker.settings import WorkerSettings
+from worker.vitals import Vitals
 
 log = logging.getLogger("worker")
 
 # A frozen worker must not hold the database's locks for long: others wait to take over.
 _IDLE_TRANSACTION_S = 10.0
 _WAKE_S = 0.5
+_HOUSEKEEPING_EVERY_S = 300.0
+
+# How a run ends, to DBOS, that failed, or whose job was cancelled or deleted.
+_TOLD_BY_PIPELINE = (
+    JobFailed,
+    dbos_error.DBOSAwaitedWorkflowCancelledError,
+    dbos_error.DBOSNonExistentWorkflowError,
+)
 
 
 def main(stages: Mapping[str, str] = STAGES) -> int:
@@ -37,6 +50,8 @@ def main(stages: Mapping[str, str] = STAGES) -> int:
             log.error("invalid setting", extra=fault)
         return 2
     configure_logs(settings.log_level)
+    if not _runtime_is_here(settings):
+        return 2
     logging.getLogger("dbos").addFilter(_is_news)
     stop = threading.Event()
     _stop_on_signals(stop)
@@ -53,12 +68,21 @@ def run(
 ) -> None:
     """Serve the queue until ``stop`` is set; a job in progress is left to the next worker."""
     prepare_database(settings.database_url)
+    wait_for_space()
     engine = open_engine(settings.database_url)
     executor_id = new_executor_id()
     leases = WorkerLeases(engine)
-    lease = Lease(leases, executor_id, beat_s=settings.lease_beat_s, ttl_s=settings.lease_ttl_s)
-    reaper = Reaper(leases, executor_id, every_s=settings.lease_beat_s)
-    register(Pipeline(settings, StageFigures(engine), stop, stages))
+    vitals = Vitals()
+    lease = Lease(
+        leases,
+        executor_id,
+        beat_s=settings.lease_beat_s,
+        ttl_s=settings.lease_ttl_s,
+        vitals=vitals,
+    )
+    reaper = Reaper(leases, executor_id, every_s=settings.lease_beat_s, ttl_s=settings.lease_ttl_s)
+    housekeeping = Housekeeping(settings, engine, every_s=_HOUSEKEEPING_EVERY_S)
+    register(Pipeline(settings, engine, executor_id, stop, stages, vitals))
     DBOS(config=_config(settings, executor_id))
     DBOS.listen_queues([QUEUE_NAME])
     lease.take()
@@ -71,6 +95,7 @@ def run(
             on_conflict="always_update",
         )
         reaper.start()
+        housekeeping.start()
         log.info("worker ready", extra={"worker": executor_id})
         # Never one endless wait: of a signal that comes just before it begins, Python would hear
         # only when it ends.
@@ -79,11 +104,30 @@ def run(
         log.info("worker stopping", extra={"worker": executor_id})
     finally:
         stop.set()
+        housekeeping.stop()
         reaper.stop()
         DBOS.destroy(workflow_completion_timeout_sec=settings.stop_timeout_s)
         lease.release()
         engine.dispose()
     log.info("worker stopped", extra={"worker": executor_id})
+
+
+def _runtime_is_here(settings: WorkerSettings) -> bool:
+    """Tell what models will be measured on, or which setting asks for what is not here.
+
+    A job would find that out too, but only to fail.
+    """
+    try:
+        chosen = runtime.choose(settings.runtime)
+        kernels = runtime.kernels_of(chosen)
+    except Unavailable as missing:
+        setting = f"BITPRESS_{(missing.field or 'runtime').upper()}"
+        fault = f"{missing.detail} {missing.remedy or ''}".rstrip()
+        log.error("invalid setting", extra={"setting": setting, "fault": fault})
+        return False
+    measured_with = {"asked": settings.runtime, "runtime": chosen, "kernels": kernels}
+    log.info("runtime chosen", extra={**measured_with, "threads": settings.worker_threads})
+    return True
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
@@ -117,4 +161,7 @@ def _config(settings: WorkerSettings, executor_id: str) -> DBOSConfig:
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a line of DBOS says something that the pipeline has not logged itself."""
-    return not (record.exc_info and isinstance(record.exc_info[1], JobFailed))
+    if record.exc_info and isinstance(record.exc_info[1], _TOLD_BY_PIPELINE):
+        return False
+    # Of a run whose job was cancelled, deleted or taken over.
+    return "Waiting for the" not in record.getMessage()

@@ -15,8 +15,8 @@ from worker.confidence import confidence
 from worker.confusion import class_accuracies, confusion_difference
 from worker.evaluation import Logits
 
-# 2: classes, confusion, agreement, confidence, layers_by_loss.
-SCHEMA = 2
+# 2: classes, confusion, agreement, confidence, layers_by_loss. 3: gate, latency.
+SCHEMA = 3
 
 
 def provenance(spec: CompressSpec, digests: Mapping[str, str]) -> dict[str, Any]:

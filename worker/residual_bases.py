@@ -6,6 +6,7 @@ all. Then all scales of a filter are fitted together, ``a = M^-1 c`` with ``M_kl
 ``c_k = b_k^T p``. No step can raise the loss.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -87,11 +88,14 @@ class Bases:
 
 def add_basis(
     statistics: LayerStatistics, bases: Bases, weight: Tensor, sweeps: int, *, eliminate: bool
-) -> None:
+) -> Iterator[tuple[int, float]]:
     """Give ``bases`` one more, started from what they leave of ``weight`` (S, N), in place.
 
-    Then every basis is solved once more against what the others leave.
+    Then every basis is solved once more against what the others leave. Yields, after every sweep,
+    the basis it was over, from 1, and the squared error of all filters over the energy of their
+    targets, before their scales are fitted together.
     """
+    energy = statistics.energy.sum(dtype=torch.float64)
     left = weight - torch.einsum("kn,ksn->sn", bases.scales.float(), bases.codes)
     codes, scales = torch.where(left >= 0, 1.0, -1.0), left.abs().mean(dim=0)
     for basis in (None, *range(len(bases.codes) + 1)):
@@ -99,8 +103,11 @@ def add_basis(
             codes, scales = bases.codes[basis].clone(), bases.scales[basis]
         rest = bases.without(statistics, basis)
         solution = Solution.start(rest, codes, scales)
-        for _ in descend(rest, solution, sweeps, eliminate=eliminate):
-            pass
+        number = len(bases.codes) + 1 if basis is None else basis + 1
+        path = descend(rest, solution, sweeps, eliminate=eliminate)
+        next(path)  # where it starts
+        for _ in path:
+            yield number, float(solution.losses().sum() / energy) if energy > 0 else 0.0
         solution.make_scales_positive()
         bases.take(statistics, basis, solution)
 

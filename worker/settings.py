@@ -1,11 +1,9 @@
 """Settings of the worker, read from the environment (``BITPRESS_...``)."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from models.cores import usable_cores
-from store.settings import StoreSettings
+from store.settings import DEFAULT_CACHE_BYTES, StoreSettings
 
 
 class WorkerSettings(StoreSettings):
@@ -24,7 +22,7 @@ class WorkerSettings(StoreSettings):
         "on a machine with GPUs one for each.",
     )
     max_cache_bytes: int = Field(
-        default=8 * 2**30,
+        default=DEFAULT_CACHE_BYTES,
         ge=0,
         description="Largest decoded dataset that is kept; a larger one is decoded when read.",
     )
@@ -41,7 +39,4 @@ class WorkerSettings(StoreSettings):
     )
     stop_timeout_s: int = Field(
         default=10, ge=1, description="Seconds that a stopping worker waits for its job to let go."
-    )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="Least severe log lines that are written."
     )

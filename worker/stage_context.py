@@ -6,10 +6,8 @@ from typing import Any
 
 from store.specs import CompressSpec
 from worker.job_files import JobFiles
+from worker.progress import Progress
 from worker.settings import WorkerSettings
-
-# Reports how far a step is, 0 to 1, and what it is doing.
-Progress = Callable[[float, str], None]
 
 # A step takes and returns small JSON objects; what is large goes through `JobFiles`.
 Step = Callable[[Mapping[str, Any], Progress], dict[str, Any]]
@@ -24,6 +22,8 @@ class StageContext:
     settings: WorkerSettings
     files: JobFiles
 
+
+__all__ = ["Progress", "Stage", "StageContext", "Step"]
 
 # A stage is named by "module:function"; the function makes the stage's steps, by name. It is
 # called in the stage's own process, and what the steps share they keep between calls.

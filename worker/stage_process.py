@@ -6,8 +6,9 @@ not per step, because importing torch takes seconds. Nothing here imports torch.
 
 Messages are JSON objects over a socket pair. The worker sends one hello
 ``{"target", "context"}`` and then requests ``{"step", "arguments"}``; the child answers each with
-any number of ``{"progress", "message"}`` and one of ``{"result"}``, ``{"problem"}`` and
-``{"unexpected"}``. See `worker.stage_server` for the child's side.
+any number of ``{"progress", "message", "details"}`` and one of ``{"result"}``, ``{"problem"}`` and
+``{"unexpected"}``. Details are null or an object, which with a member ``event`` is an event of its
+own. See `worker.stage_server` for the child's side.
 """
 
 import json
@@ -24,6 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from store.errors import JobCrashed, from_problem
+from worker.progress import Progress
 
 # How soon a stop is noticed, and how often progress is reported.
 _POLL_S = 0.1
@@ -84,11 +86,13 @@ class StageProcess:
         self,
         step: str,
         arguments: Mapping[str, Any],
-        report: Callable[[float, str], None],
+        report: Progress,
+        note: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
         """Have the child run ``step`` and return its result.
 
-        ``report`` is called with the child's latest progress at once and then every second.
+        ``report`` is called with the child's latest progress at once and then every second;
+        ``note`` with the details of every event, as soon as it comes.
         Whatever it raises ends the child, as does any other exception that passes through here.
 
         Raises:
@@ -100,7 +104,7 @@ class StageProcess:
             connection = self._started()
             try:
                 _send(connection, {"step": step, "arguments": dict(arguments)})
-                return self._answer(connection, report)
+                return self._answer(connection, report, note)
             except (EOFError, ConnectionError):
                 raise self._death() from None
         except BaseException:
@@ -150,10 +154,14 @@ class StageProcess:
         return self._connection
 
     def _answer(
-        self, connection: Connection, report: Callable[[float, str], None]
+        self,
+        connection: Connection,
+        report: Progress,
+        note: Callable[[Mapping[str, Any]], None] | None,
     ) -> dict[str, Any]:
         fraction, message = 0.0, ""
-        report(fraction, message)
+        details: Mapping[str, Any] = {}
+        report(fraction, message, details)
         due = time.monotonic() + self._report_every_s
         while True:
             if self._stop.is_set():
@@ -168,13 +176,16 @@ class StageProcess:
                 if "unexpected" in answer:
                     raise _unexpected(answer["unexpected"])
                 fraction, message = answer["progress"], answer["message"]
+                details = answer["details"] or {}
+                if "event" in details and note is not None:
+                    note(details)
             elif self._is_dead() and not connection.poll():
                 # A program that the step left behind may still hold the connection open.
                 raise EOFError
             if time.monotonic() >= due:
                 # Even when nothing changed: it is this write that fails once the job is
                 # cancelled or has passed to another worker.
-                report(fraction, message)
+                report(fraction, message, details)
                 due = time.monotonic() + self._report_every_s
 
     def _is_dead(self) -> bool:
@@ -237,6 +248,6 @@ def _unexpected(kind: str) -> JobCrashed:
 
 
 _REMEDY = (
-    "Look for the job's id in the worker's log. Submit the job again; "
-    "if it fails the same way, report it with the lines of the log."
+    "Look for the job's id in the worker's log. Try again with "
+    "POST /jobs/{id}/retry; if it fails the same way, report it with the lines of the log."
 )

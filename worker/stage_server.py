@@ -36,7 +36,7 @@ _OUT_OF_MEMORY = JobCrashed(
 )
 _DISK_FULL = StorageExhausted(
     "The server has no space left for the job's files.",
-    remedy="Ask the operator to free space, then submit the job again.",
+    remedy="Ask the operator to free space, then try again with POST /jobs/{id}/retry.",
 )
 
 log = logging.getLogger("worker.stage")
@@ -54,7 +54,7 @@ def context_json(job_id: str, spec: Mapping[str, Any], settings: WorkerSettings)
 def read_context(data: Mapping[str, Any]) -> StageContext:
     """Return the context that `context_json` gave, and begin to write logs as it says."""
     settings = WorkerSettings(**data["settings"])
-    configure_logs(settings.log_level)
+    configure_logs(settings.log_level, job=data["job"])
     return StageContext(
         job_id=data["job"],
         spec=parse_spec(data["spec"]),
@@ -88,7 +88,6 @@ def serve(connection: Connection, target: str, context: StageContext) -> NoRetur
         try:
             with full_disk_named():
                 if steps is None:
-                    context.files.remove_temporary()
                     steps = _stage(target)(context)
                 result = steps[name](request["arguments"], _Reporter(connection))
             answer = {"result": result}
@@ -111,11 +110,18 @@ class _Reporter:
         self._connection = connection
         self._due = 0.0
 
-    def __call__(self, fraction: float, message: str) -> None:
+    def __call__(
+        self, fraction: float, message: str, details: Mapping[str, Any] | None = None, /
+    ) -> None:
         now = time.monotonic()
-        if now >= self._due:
+        # Progress is as good as its newest report; an event says what is said but once.
+        if now >= self._due or "event" in (details or {}):
             self._due = now + _PROGRESS_EVERY_S
-            report = {"progress": min(max(fraction, 0.0), 1.0), "message": message}
+            report = {
+                "progress": min(max(fraction, 0.0), 1.0),
+                "message": message,
+                "details": details,
+            }
             self._connection.send_bytes(json.dumps(report).encode())
 
 

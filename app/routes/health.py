@@ -38,7 +38,16 @@ def ready(services: ServicesDep) -> Health:
 @router.get(
     "/metrics",
     response_class=PlainTextResponse,
-    responses={200: {"description": "Prometheus or OpenMetrics text."}, **problems()},
+    responses={
+        200: {
+            "description": "Prometheus' text, or OpenMetrics where `Accept` asks for it.",
+            "content": {
+                kind: {"schema": {"type": "string"}}
+                for kind in ("text/plain", "application/openmetrics-text")
+            },
+        },
+        **problems(),
+    },
 )
 def scrape(request: Request) -> Response:
     """Return all metrics, in the format that Accept asks for."""

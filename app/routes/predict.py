@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 
+from app.interruption import leaving
 from app.openapi import form_body, problems
 from app.prediction_requests import read_prediction_request
-from app.schemas import DEFAULT_TOP_K, PredictionAnswer
+from app.schemas import DEFAULT_TOP_K, MOST_VERSION, VERSION, PredictionAnswer
 from app.services import ServicesDep
+from store.aliases import ALIAS_PATTERN, LATEST
 from store.specs import NAME_PATTERN
 
 router = APIRouter(tags=["predictions"])
@@ -18,7 +20,14 @@ router = APIRouter(tags=["predictions"])
 T = TypeVar("T")
 
 _MODEL = {"type": "string", "pattern": NAME_PATTERN}
-_VERSION = {"type": "integer", "minimum": 1}
+_VERSION = {
+    "anyOf": [
+        {"type": "integer", "minimum": 1, "maximum": MOST_VERSION},
+        {"type": "string", "pattern": ALIAS_PATTERN},
+    ],
+    "default": LATEST,
+    "description": VERSION.description,
+}
 _TOP_K = {"type": "integer", "minimum": 1, "maximum": 1000, "default": DEFAULT_TOP_K}
 _IMAGE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {
@@ -64,7 +73,8 @@ async def predict(request: Request, services: ServicesDep) -> Response:
     """Classify images: several as multipart files or in base64 JSON, or one as the raw body.
 
     Of several images each gets its labels or its own problem; where there is only one, its problem
-    is the answer.
+    is the answer. `version` may be an alias: which version that is, is decided anew for each
+    request, and the answer tells.
     """
     with services.predictor.admit():
         sent = await read_prediction_request(request, services.settings)
@@ -79,18 +89,13 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         ClientDisconnect: nobody waits for the answer any more.
     """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(request))
+    gone = asyncio.ensure_future(leaving(request))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnect
         return working.result()
     finally:
-        for task in (working, leaving):
+        for task in (working, gone):
             task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        await asyncio.gather(working, gone, return_exceptions=True)

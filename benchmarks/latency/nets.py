@@ -141,5 +141,5 @@ def _lowered(network: nn.Module, source: Source) -> Artifact:
     return Artifact(plan, tensors, source.fed, labels, {}, {})
 
 
-def _silent(_fraction: float, _message: str) -> None:
+def _silent(_fraction: float, _message: str, _details: object = None) -> None:
     """Take the progress of what takes seconds."""

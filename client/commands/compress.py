@@ -8,11 +8,13 @@ import typer
 from rich.console import Console
 
 from client.client import Client
+from client.commands.following import follow
+from client.commands.forecast import foresee
 from client.commands.options import DEFAULT_URL, Url, Value, names, numbers, pairs, size
-from client.commands.report import show
-from client.errors import JobFailed, UnusableFile
-from client.progress import JobProgress, UploadProgress
-from client.types import CompressSpec, InputShape, Job, Report
+from client.errors import BitpressProblem, UnusableFile
+from client.progress import TransferProgress
+from client.types import CompressSpec, InputShape
+from client.upload import dataset_name as name_of_dataset
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -84,9 +86,23 @@ def compress(
     activation_scale: Annotated[
         str | None, typer.Option(help="Range of 8-bit activations: mse or minmax.")
     ] = None,
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="The gate: most that the accuracy may fall, such as 0.02.", show_default="no gate"
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(help="Commands with the same key queue one job.", show_default="a new one"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the job would come to.")
+    ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait for the model, and show what it measures.")
+        bool,
+        typer.Option("--wait", "--watch", help="Stay until the end, and show what it measures."),
     ] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
@@ -117,22 +133,33 @@ def compress(
         fine_tune=_fine_tune(fine_tune_epochs, pairs(fine_tune or ())),
         activation_bits=activation_bits,
         activation_scale=activation_scale,
+        max_accuracy_drop=max_accuracy_drop,
         seed=seed,
     )
     console = Console(stderr=True)
     with Client(url) as client:
-        spec = spec.model_copy(
-            update={"dataset": _registered(client, console, dataset, dataset_name)}
-        )
+        registered, source = _registered(client, dataset, dataset_name)
+        spec = spec.model_copy(update={"dataset": registered})
+        if dry_run:
+            foresee(client, spec, source)
+            return
+        if source is not None:
+            _check(client, spec)
+            with TransferProgress(console, f"Uploading {source.name}") as sent:
+                client.upload_dataset(source, registered, sent)
         what = "Queueing the job" if file is None else f"Uploading {file.name}"
-        with UploadProgress(console, what) as sent:
-            job = client.compress(spec, file, sent)
+        with TransferProgress(console, what) as sent:
+            job = client.compress(spec, file, sent, idempotency_key=idempotency_key)
         if not wait:
             typer.echo(job.id)
-            console.print(f"Queued; see {client.url}/jobs/{job.id}", markup=False)
+            console.print(
+                f"Queued; bitpress jobs {job.id} --watch shows how it goes on",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
             return
-        job, report = _finished(client, console, job)
-    show(report, job.model)
+        follow(client, console, job.id)
 
 
 def _range(text: str | None) -> tuple[float, float] | None:
@@ -162,24 +189,24 @@ def _fine_tune(epochs: int | None, parameters: dict[str, Value]) -> dict[str, Va
     return {"epochs": epochs, **parameters}
 
 
-def _registered(client: Client, console: Console, dataset: str, name: str | None) -> str:
-    """Return the name of the dataset, uploading it where it is local and not there yet."""
+def _registered(client: Client, dataset: str, name: str | None) -> tuple[str, Path | None]:
+    """Return the name of the dataset, and what is to be uploaded under it, where it is to be."""
     source = Path(dataset)
     if not source.exists():
         if "/" in dataset:
             raise UnusableFile(f"{dataset} is no file and no folder")
-        return dataset
-    with UploadProgress(console, f"Uploading {source.name}") as sent:
-        return client.ensure_dataset(source, name, sent).name
+        return dataset, None
+    known = client.known_dataset(source, name)
+    if known is not None:
+        return known.name, None
+    return name or name_of_dataset(source), source
 
 
-def _finished(client: Client, console: Console, job: Job) -> tuple[Job, Report]:
+def _check(client: Client, spec: CompressSpec) -> None:
+    """Return where nothing but the dataset is wrong: before it is uploaded, which may take long."""
     try:
-        with JobProgress(console) as shown:
-            job = client.wait(job.id, shown)
-    except KeyboardInterrupt:
-        console.print(f"The job goes on; see {client.url}/jobs/{job.id}", markup=False)
-        raise
-    if job.state != "succeeded":
-        raise JobFailed(job)
-    return job, client.report(job.id)
+        client.dry_run(spec)
+    except BitpressProblem as refused:
+        # That it is not registered is told last.
+        if refused.field != "spec.dataset":
+            raise

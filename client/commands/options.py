@@ -1,13 +1,14 @@
 """Options that several commands share, and how lists and pairs are written on a command line."""
 
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from client.client import DEFAULT_URL
+from client.session import DEFAULT_URL
 
 Url = Annotated[
     str,
@@ -47,11 +48,28 @@ ReadyFile = Annotated[
         help="File that gets the service's address once it listens.",
     ),
 ]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="Do not ask before something is removed for good.")
+]
 
-__all__ = ["DEFAULT_URL", "DataDir", "Host", "Port", "ReadyFile", "Url"]
+__all__ = ["DEFAULT_URL", "DataDir", "Host", "Port", "ReadyFile", "Url", "Yes"]
 
 Scalar = bool | int | float | str
 Value = Scalar | list[Scalar]
+
+
+def confirmed(question: str, yes: bool) -> None:
+    """Return once ``question`` was answered with yes; end the command where it was not.
+
+    Raises:
+        typer.BadParameter: nobody is there to be asked.
+        typer.Abort: the answer was no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("nobody can be asked here; give --yes")
+    typer.confirm(question, abort=True, err=True)
 
 
 def numbers(text: str | None) -> tuple[float, ...] | None:

@@ -28,7 +28,8 @@ def predict(
     ],
     model: Annotated[str, typer.Option(help="Name of a published model.")],
     version: Annotated[
-        int | None, typer.Option(min=1, help="Version of the model.", show_default="the latest")
+        str | None,
+        typer.Option(help="Version of the model: a number or an alias.", show_default="the latest"),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 1,
     as_json: Annotated[
@@ -50,7 +51,7 @@ def predict(
 
 
 def _classify(
-    client: Client, batch: Sequence[Image], model: str, version: int | None, top_k: int
+    client: Client, batch: Sequence[Image], model: str, version: str | None, top_k: int
 ) -> Sequence[Prediction]:
     try:
         sent = [(path.name, data) for path, data in batch]

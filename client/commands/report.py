@@ -12,13 +12,19 @@ from rich.table import Table
 from client.client import Client
 from client.commands.options import DEFAULT_URL, Url
 from client.errors import UnusableFile
-from client.types import ModelReference, Report
+from client.types import Gate, ModelReference, Report
 
 _MOST_LAYERS = 3
+_CHANCE = (
+    "warning: the network answers no better than chance before compression: "
+    "check --mean, --std, --value-range and the order of the classes"
+)
 
 
 def report(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="Id of a job that succeeded.")],
+    job: Annotated[
+        str, typer.Argument(metavar="JOB", help="Id of a job that succeeded or was rejected.")
+    ],
     html: Annotated[
         Path | None, typer.Option(help="File to write the report to, as a page with plots.")
     ] = None,
@@ -51,6 +57,8 @@ def show(report: Report, model: ModelReference | None) -> None:
     console.print(table)
     for line in _lines(report):
         console.print(escape(line))
+    if _by_chance(report):
+        typer.echo(_CHANCE, err=True)
 
 
 def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
@@ -66,9 +74,12 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
     before, after = (report.confidence.get(form) for form in ("full_precision", "packed"))
     if before is not None and after is not None:
         errors = [f"{found.expected_calibration_error:.2%}" for found in (before, after)]
-        yield "calibration error", errors[0], errors[1]
+        yield "expected calibration error of the confidence", errors[0], errors[1]
     yield "bytes", f"{report.bytes.float:,}", f"{report.bytes.packed:,}"
     yield "ratio", "", f"{report.compression_ratio:.1f}"
+    latency = report.latency
+    if latency is not None:
+        yield "ms an image", f"{latency.float_ms:.3g}", f"{latency.packed_ms:.3g}"
     yield "seconds of work", "", f"{sum(report.stage_seconds.values()):.1f}"
 
 
@@ -76,6 +87,8 @@ def _lines(report: Report) -> Iterator[str]:
     images, calibration = report.document.get("test_images"), report.document.get("calibration")
     if images is not None and calibration is not None:
         yield f"measured on {images:,} test images; calibrated on {calibration}"
+    if report.gate is not None:
+        yield _gate(report.gate)
     if report.runtime is not None:
         kernels = "" if report.kernels is None else f", kernels {report.kernels}"
         yield f"the packed network ran on the runtime {report.runtime}{kernels}"
@@ -87,3 +100,25 @@ def _lines(report: Report) -> Iterator[str]:
     worst = [f"{one.name} ({one.loss:.3g})" for one in report.layers_by_loss[:_MOST_LAYERS]]
     if worst:
         yield "the layers that lose most: " + ", ".join(worst)
+
+
+def _by_chance(report: Report) -> bool:
+    """Return whether the accuracy before compression is about that of guesses.
+
+    Half as much again is taken for chance too, but never more than five points: of two classes,
+    three quarters right are no guesses.
+    """
+    classes = report.document.get("classes")
+    if not isinstance(classes, list) or len(classes) < 2:
+        return False
+    chance = 1 / len(classes)
+    return report.accuracy.full_precision <= chance + min(chance / 2, 0.05)
+
+
+def _gate(gate: Gate) -> str:
+    verdict = "passed" if gate.passed else "not passed"
+    change = "gained" if gate.drop < 0 else "lost"
+    return (
+        f"accuracy gate {verdict}: {change} {100 * abs(gate.drop):.2f} points on {gate.images:,} "
+        f"validation images, {100 * gate.max_accuracy_drop:.2f} allowed"
+    )

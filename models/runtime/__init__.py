@@ -2,22 +2,30 @@
 
 `RUNTIMES` lists what exists, fastest first; ``auto`` takes the first that is available here. A
 runtime asked for by name that is missing is an error, never a silent fallback.
+
+Which there are is found out without torch, so that a process which loads none starts quickly.
 """
+
+from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
-from torch import Tensor
-
-from models.artifact import Artifact
-from models.runtime.cpu import CpuRuntime, kernel_set, native_library
-from models.runtime.reference import ReferenceRuntime
+from models.runtime.kernel_sets import kernel_set, native_library
 from store.errors import Unavailable
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.artifact import Artifact
+
 AUTO: Final = "auto"
+
+# What `ReferenceRuntime.kernels` says.
+_REFERENCE_KERNELS: Final = "torch"
 
 _log = logging.getLogger("bitpress.models")
 
@@ -54,10 +62,14 @@ class Runtime(Protocol):
 
 
 def _cpu(artifact: Artifact, threads: int | None) -> Runtime:
+    from models.runtime.cpu import CpuRuntime
+
     return CpuRuntime(artifact, threads=threads)
 
 
 def _reference(artifact: Artifact, threads: int | None) -> Runtime:
+    from models.runtime.reference import ReferenceRuntime
+
     return ReferenceRuntime(artifact)  # has torch's threads
 
 
@@ -97,7 +109,7 @@ def kernels_of(name: str) -> str:
     Raises:
         Unavailable: they are not here.
     """
-    return kernel_set() if name == "cpu" else ReferenceRuntime.kernels
+    return kernel_set() if name == "cpu" else _REFERENCE_KERNELS
 
 
 def load(artifact: Artifact, runtime: str = AUTO, threads: int | None = None) -> Runtime:

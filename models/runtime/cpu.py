@@ -5,24 +5,21 @@ for bit; sums of float32 are in another order. Any thread may call `CpuRuntime.r
 lock is free while the library computes, and calls on one runtime wait for each other.
 """
 
-import os
 import weakref
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from models import kernels as native_kernels
 from models.artifact import Artifact
 from models.cores import usable_cores
 from models.plan import Plan
 from models.runtime.arena import place
 from models.runtime.compilation import compile_plan
 from models.runtime.kernel_choice import ChooseKernel, measured_kernels, with_kernels
-from models.runtime.native import NativeError, NativeLibrary, Status, library
+from models.runtime.kernel_sets import kernel_set, native_library
+from models.runtime.native import NativeError, Status
 from store.errors import Unavailable
-
-KERNELS_VARIABLE: Final = "BITPRESS_CPU_KERNELS"
 
 # Of all values of a batch: it should stay in the cores' caches. Weights are small, and reading them
 # again for the next part of a batch costs less than activations that come from memory: ResNet-50
@@ -118,49 +115,6 @@ class CpuRuntime:
             except NativeError as error:
                 raise _refusal(error) from error
         return result
-
-
-def native_library() -> NativeLibrary:
-    """Return the library of this installation.
-
-    Raises:
-        Unavailable: it was not built, or is another release's.
-    """
-    found = library()
-    if found is None and native_kernels.library_path() is not None:
-        raise Unavailable(
-            "The native library of this installation, for the runtime 'cpu', is of another "
-            "release or damaged.",
-            field="runtime",
-            remedy="Install bitpress again, or use the runtime 'reference'.",
-        )
-    if found is None or not found.kernel_sets():
-        raise Unavailable(
-            "The runtime 'cpu' needs a native library, which this installation lacks.",
-            field="runtime",
-            remedy="Install a C++ compiler and install bitpress again, or use the runtime "
-            "'reference'.",
-        )
-    return found
-
-
-def kernel_set(name: str | None = None) -> str:
-    """Return the kernel set that ``name`` means here: itself, or by default the best one.
-
-    The environment variable BITPRESS_CPU_KERNELS stands in for a missing ``name``.
-
-    Raises:
-        Unavailable: there is no native library, or this processor or build lacks the set.
-    """
-    available = native_library().kernel_sets()
-    wanted = name or os.environ.get(KERNELS_VARIABLE) or available[0]
-    if wanted not in available:
-        raise Unavailable(
-            f"There are no kernels {wanted!r:.40} for this processor.",
-            field="runtime",
-            remedy=f"Set {KERNELS_VARIABLE} to one of: " + ", ".join(available) + "; or unset it.",
-        )
-    return wanted
 
 
 def _check_size(plan: Plan) -> None:

@@ -177,17 +177,19 @@ def publish(tmp_path: Path) -> Publish:
         seed: int = 0,
         job_id: str | None = None,
         artifact: Artifact | None = None,
+        report: Mapping[str, Any] | None = None,
         **more_accuracies: float,
     ) -> ModelVersion:
         artifacts.write(artifact or tiny_artifact(seed), tmp_path / "artifact.safetensors")
-        report = {
+        measured = {
             "spec": spec_of(name).model_dump(mode="json"),
             "accuracy": {"full_precision": 0.875, "calibrated": 0.8, "packed": 0.75}
             | more_accuracies,
             "bytes": {"float": 4096, "packed": 1024},
             "compression_ratio": 4.0,
+            **(report or {}),
         }
-        (tmp_path / "report.json").write_text(json.dumps(report))
+        (tmp_path / "report.json").write_text(json.dumps(measured))
         (tmp_path / "predictions.json").write_text("{}")
         models = ModelStore(service.settings.models_dir)
         return models.publish(tmp_path, name, job_id or f"job-of-{name}-{seed}")

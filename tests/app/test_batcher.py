@@ -144,12 +144,65 @@ def test_the_queue_is_bounded_and_room_comes_back(
         batcher = batcher_of(machine, executor)
         with batcher.admit(5), batcher.admit(3):
             assert batcher.admitted == 8
-            with pytest.raises(Overloaded) as refusal, batcher.admit(1):
+            with pytest.raises(Overloaded), batcher.admit(1):
                 pass
-            assert refusal.value.retry_after_s > 0
         assert batcher.admitted == 0
         with batcher.admit(8):
             pass
+
+    run(test())
+
+
+def test_a_full_queue_says_when_there_will_be_room(executor: ThreadPoolExecutor) -> None:
+    now = 0.0
+
+    def run_for_8s(items: Sequence[int]) -> list[int]:
+        nonlocal now
+        now += 8.0
+        return list(items)
+
+    async def test() -> None:
+        batcher = Batcher(run_for_8s, executor, BatchLimits(4, 0.0, 8), clock=lambda: now)
+
+        def told() -> float:
+            with pytest.raises(Overloaded) as refusal, batcher.admit(3):
+                pass
+            return refusal.value.retry_after_s
+
+        with batcher.admit(8):
+            assert told() == 0.0
+            for _ in range(3):
+                await batcher.submit([1, 2, 3, 4])
+            assert told() == pytest.approx(3 * 8.0 / 4)
+            # One image a batch: towards 8 s an image, of which the last batches weigh most.
+            for _ in range(30):
+                await batcher.submit([1])
+            assert told() == pytest.approx(3 * 8.0, rel=0.01)
+            for _ in range(3):
+                await batcher.submit([1, 2, 3, 4])
+            assert 3 * 8.0 / 4 < told() < 3 * 8.0
+        with batcher.admit(6), pytest.raises(Overloaded) as refusal, batcher.admit(1000):
+            pass
+        assert refusal.value.retry_after_s == 60.0
+
+    run(test())
+
+
+def test_a_computation_that_loses_results_fails_its_batch_alone(
+    executor: ThreadPoolExecutor,
+) -> None:
+    lost = True
+
+    def losing(items: Sequence[int]) -> list[int]:
+        return list(items)[lost:]
+
+    async def test() -> None:
+        nonlocal lost
+        batcher = Batcher(losing, executor, BatchLimits(4, 0.0, 8))
+        with pytest.raises(ValueError, match="zip"):
+            await batcher.submit([1, 2])
+        lost = False
+        assert (await batcher.submit([1, 2]))[0] == [1, 2]
 
     run(test())
 

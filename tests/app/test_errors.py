@@ -17,6 +17,7 @@ from app.errors import (
     MalformedRequest,
     NotAcceptable,
     SlowBody,
+    UnsatisfiableRange,
     UnsupportedMedia,
     status_of,
 )
@@ -27,12 +28,15 @@ from store.errors import (
     BitpressError,
     CheckpointMismatch,
     Conflict,
+    GateFailed,
+    IdempotencyKeyReused,
     InvalidArtifact,
     InvalidCheckpoint,
     InvalidDataset,
     InvalidImage,
     InvalidInput,
     InvalidSpec,
+    JobCancelled,
     JobCrashed,
     NotFound,
     Overloaded,
@@ -40,6 +44,7 @@ from store.errors import (
     TooLarge,
     Unavailable,
 )
+from store.logs import JsonFormatter
 
 STATUS: dict[type[BitpressError], int] = {
     BitpressError: 500,
@@ -50,14 +55,18 @@ STATUS: dict[type[BitpressError], int] = {
     InvalidDataset: 422,
     InvalidImage: 422,
     InvalidArtifact: 422,
+    IdempotencyKeyReused: 422,
     MalformedBody: 400,
     MalformedRequest: 400,
     UnsupportedMedia: 415,
     NotAcceptable: 406,
     SlowBody: 408,
+    UnsatisfiableRange: 416,
     TooLarge: 413,
     NotFound: 404,
     Conflict: 409,
+    GateFailed: 409,
+    JobCancelled: 409,
     Overloaded: 429,
     Unavailable: 503,
     StorageExhausted: 507,
@@ -138,10 +147,10 @@ def test_the_unexpected_shows_neither_message_nor_path(caplog: pytest.LogCapture
     problem = check(answer, 500, "internal-error")
     assert "secret" not in answer.text
     assert problem["remedy"]
-    (record,) = caplog.records
-    told = json.dumps(vars(record), default=str)
-    assert "ValueError" in told
-    assert "fail" in told
+    (record,) = [one for one in caplog.records if one.name == "bitpress.app"]
+    told = JsonFormatter().format(record)
+    assert json.loads(told)["error"] == "ValueError"
+    assert "fail" in json.loads(told)["trace"][-1]
     assert "secret" not in told
 
 
@@ -227,6 +236,8 @@ def test_wrong_method(service: Any) -> None:
     answer = service.http.delete("/models")
     assert check(answer, 405, "method-not-allowed")["remedy"]
     assert answer.headers["allow"] == "GET"
+    # A path's methods may be of several routes.
+    assert service.http.put("/datasets").headers["allow"] == "GET, POST"
 
 
 def test_invalid_parameters(service: Any) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from app import predictor
+from app.schemas import PredictionRequest
 from models import artifact as artifacts
 from models import runtime
 from models.preprocessing import decode_image, normalise
@@ -346,3 +348,40 @@ def test_broken_json_is_malformed(service: Any) -> None:
     assert answer.status_code == 400
     assert answer.json()["type"] == "urn:bitpress:problem:malformed-body"
     assert json.loads(answer.text)["remedy"]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        '"images": [' + ",".join(["1"] * 60_000) + "]",
+        '"images": [' + ",".join(['""'] * 40_000) + "]",
+        '"images": ["AA=="], ' + ",".join(f'"{number}": 1' for number in range(10_000)),
+    ],
+)
+def test_a_body_of_too_many_pieces_is_not_parsed(
+    service: Any, monkeypatch: pytest.MonkeyPatch, members: str
+) -> None:
+    monkeypatch.setattr(PredictionRequest, "model_validate_json", None)
+    answer = service.http.post(
+        "/predict",
+        content=f'{{"model": "{MODEL}", {members}}}',
+        headers={"Content-Type": "application/json"},
+    )
+    assert answer.status_code == 413
+    assert answer.json()["field"] == "images"
+    assert answer.json()["remedy"]
+
+
+def test_the_first_of_many_faults_ends_the_reading() -> None:
+    with pytest.raises(ValidationError) as caught:
+        PredictionRequest.model_validate({"model": MODEL, "images": [1] * 1000})
+    assert caught.value.error_count() == 1
+
+
+def test_data_urls_are_told_apart_from_too_many_images(service: Any, model: Any) -> None:
+    images = ["data:image/png;base64,AA=="] * 8
+    answer = service.http.post("/predict", json={"model": MODEL, "images": images, "top_k": 1})
+    assert answer.status_code == 200
+    faults = [prediction["error"] for prediction in answer.json()["predictions"]]
+    assert len(faults) == 8
+    assert all("data: prefix" in fault["remedy"] for fault in faults)

@@ -75,12 +75,13 @@ def test_it_serves_on_a_free_port_until_a_signal(
     url = url_told(process)
     assert ready_file.read_text() == url
     assert httpx.get(f"{url}/health/ready", trust_env=False).json() == {"status": "ok"}
+    assert httpx.get(f"{url}/models", trust_env=False).status_code == 200
     process.send_signal(stop)
     lines = rest_of(process)
     assert process.returncode == 0
     assert not ready_file.exists()
     (request,) = [line for line in lines if line["event"] == "request"]
-    assert (request["route"], request["status"]) == ("/health/ready", 200)
+    assert (request["route"], request["status"]) == ("/models", 200)
     assert str(tmp_path) not in json.dumps(lines)
 
 
@@ -134,3 +135,4 @@ def test_a_port_that_is_taken_is_told(start: Start) -> None:
         (line,) = errors_of(process)
     assert process.returncode == 1
     assert line["event"] == "cannot listen"
+    assert "0 for a free one" in line["remedy"]

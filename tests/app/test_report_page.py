@@ -79,6 +79,19 @@ def fine_tuned(epochs: int = 4) -> dict[str, Any]:
     return {**report(), "accuracy": accuracy, "fine_tuning": {"epochs": course}}
 
 
+LATENCY = {"threads": 2, "batch": 1, "repeats": 150, "packed_ms": 0.5, "float_ms": 2.0} | {
+    "speedup": 4.0
+}
+
+
+def gated(drop: float) -> dict[str, Any]:
+    """Return the report of a job that may lose 0.02 and lost ``drop`` on validation images."""
+    gate = {"max_accuracy_drop": 0.02, "images": 1200, "full_precision": 0.9, "packed": 0.9 - drop}
+    gate |= {"drop": drop, "standard_error": 0.004, "passed": drop <= 0.02}
+    content = {**report(), "schema": 3, "gate": gate, "latency": LATENCY}
+    return content if gate["passed"] else {**content, "model": None}
+
+
 class Page(HTMLParser):
     """The elements of a page, each with its attributes, its text and its ancestors' names."""
 
@@ -129,7 +142,9 @@ def drawings(html: str) -> list[str]:
     return re.findall(r"<svg.*?</svg>", html, re.DOTALL)
 
 
-@pytest.mark.parametrize("content", [report(), fine_tuned(), fine_tuned(1)])
+@pytest.mark.parametrize(
+    "content", [report(), fine_tuned(), fine_tuned(1), gated(0.01), gated(0.05)]
+)
 def test_the_page_is_accessible(content: dict[str, Any]) -> None:
     shown = page(content)
     (root,) = shown.all("html")
@@ -235,6 +250,14 @@ def test_hostile_names_are_text_and_nothing_else() -> None:
         assert name in names
 
 
+def test_a_hostile_name_of_a_rejected_model_is_text() -> None:
+    content = gated(0.05)
+    content["spec"]["name"] = HOSTILE[0]
+    shown = page(content)
+    assert shown.text("h1") == [f"{HOSTILE[0]}, not published"]
+    assert not shown.all("script")
+
+
 def test_what_does_not_print_is_replaced() -> None:
     html = report_page.render(report(HOSTILE))
     html.encode()
@@ -259,6 +282,42 @@ def test_the_figures_are_those_of_the_report() -> None:
     for value in (value for row in content["confusion"]["matrix"] for value in row):
         assert (f"{value:+}".replace("-", "\N{MINUS SIGN}") if value else "0") in cells
     assert "200 of 1,000 training images" in report_page.render(content)
+
+
+def test_a_rejected_model_is_said_to_be_one_first_of_all() -> None:
+    shown = page(gated(0.05))
+    assert shown.text("h1") == ["small, not published"]
+    assert shown.text("title")[:1] == ["small, not published: report of compression"]
+    (notice,) = [one for one in shown.all("p") if one["attributes"].get("role") == "alert"]
+    assert notice is shown.all("p", within="main")[0]
+    words = " ".join(notice["text"].split())
+    assert words.startswith("Rejected by the accuracy gate. On 1,200 validation images")
+    assert "85.00 % of the time and full precision 90.00 %" in words
+    assert "5.00 points lost, where 2.00 are allowed" in words
+    assert "max_accuracy_drop" in words
+
+
+def test_the_gate_and_the_latency_are_shown() -> None:
+    shown = page(gated(0.01))
+    assert shown.text("h1") == ["small, version 3"]
+    assert not any(one["attributes"].get("role") == "alert" for one in shown.elements)
+    rows = shown.text("tr")
+    assert "90.00 %89.00 %1.000.40 2.00passed" in rows
+    cards = shown.text("dd")
+    assert cards[cards.index("4.0") + 1] == "2 ms → 0.5 ms, 2 threads"
+    assert any("medians of 150 runs or more" in row for row in rows)
+    ungated = page(report())
+    assert "The accuracy gate" not in ungated.text("h3")
+    assert "Times faster, one image" not in ungated.text("dt")
+
+
+def test_a_latency_of_a_busy_machine_claims_nothing() -> None:
+    spreads = {"packed_spread": 0.02, "float_spread": 0.9, "speedup": None}
+    shown = page({**gated(0.01), "latency": LATENCY | spreads})
+    cards = shown.text("dd")
+    assert cards[cards.index("not known") + 1] == "2 ms → 0.5 ms, 2 threads"
+    (row,) = (row for row in shown.text("tr") if "lower quartiles of 150 runs or more" in row)
+    assert "the machine was busy" in row
 
 
 def test_shades_tell_worse_from_better() -> None:
@@ -329,6 +388,8 @@ def changed(*path: Any, to: Any) -> dict[str, Any]:
         changed("confusion", "matrix", to=[]),
         changed("bytes", to=None),
         changed("spec", "method", to="bwnh"),
+        changed("latency", to={"packed_ms": 0}),
+        changed("gate", to={"passed": True}),
     ],
     ids=repr,
 )

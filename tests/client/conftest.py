@@ -1,6 +1,7 @@
 """A small real HTTP service that answers as a test tells it to, and remembers what it was asked."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
 import pytest
+
+from client import cli
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,17 @@ def service() -> Iterator[FakeService]:
             status, content, *media_type = answer
             data = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
-            self.send_header("content-type", media_type[0] if media_type else "application/json")
-            self.send_header("content-length", str(len(data)))
+            if status == 204:
+                data = b""
+            else:
+                self.send_header(
+                    "content-type", media_type[0] if media_type else "application/json"
+                )
+                self.send_header("content-length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = handle_any
+        do_GET = do_POST = do_PUT = do_DELETE = handle_any
 
         def log_message(self, format: str, *args: Any) -> None:
             """Keep the test's output clean."""
@@ -108,6 +116,20 @@ def service() -> Iterator[FakeService]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def run(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run a ``bitpress`` command line against the fake service; return its exit code."""
+
+    def run_command(*arguments: str) -> int:
+        monkeypatch.setenv("BITPRESS_URL", service.url)
+        monkeypatch.setattr(sys, "argv", ["bitpress", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0)
+
+    return run_command
 
 
 @pytest.fixture

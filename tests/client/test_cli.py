@@ -17,20 +17,6 @@ Run = Callable[..., int]
 
 
 @pytest.fixture
-def run(service: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a ``bitpress`` command line against the fake service; return its exit code."""
-
-    def run_command(*arguments: str) -> int:
-        monkeypatch.setenv("BITPRESS_URL", service.url)
-        monkeypatch.setattr(sys, "argv", ["bitpress", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0)
-
-    return run_command
-
-
-@pytest.fixture
 def checkpoint(tmp_path: Path) -> str:
     (tmp_path / "vgg9_cifar10.safetensors").write_bytes(b"weights")
     return str(tmp_path / "vgg9_cifar10.safetensors")
@@ -42,12 +28,16 @@ def accepting(
     job_record: Callable[..., Any],
     dataset_record: Callable[..., Any],
     report_document: dict[str, Any],
+    answer_problem: Callable[..., Any],
 ) -> Any:
     """A service that takes everything and succeeds after one look."""
     service.answers |= {
         "GET /datasets": (200, {"datasets": []}),
         "POST /datasets": lambda request: (201, dataset_record(name=request.parts[0][2].decode())),
         "POST /compress": (202, job_record()),
+        "POST /compress?dry_run=true": answer_problem(
+            422, "invalid-spec", "Not valid", "There is no such dataset.", field="spec.dataset"
+        ),
         "GET /jobs/job-1": [
             (200, job_record(state="running", stage="calibrate", step="[features.0]")),
             (200, job_record(state="succeeded", model={"name": "vgg9", "version": 4})),
@@ -277,7 +267,9 @@ def test_ctrl_c_leaves_the_job_and_says_so(
         assert run(*arguments, "--wait") == 130
     finally:
         signal.signal(signal.SIGINT, before)
-    assert "The job goes on; see " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "The job goes on. bitpress jobs job-1 --watch shows it again" in told
+    assert "bitpress jobs job-1 --cancel ends it" in told
 
 
 @pytest.mark.parametrize(
@@ -436,3 +428,168 @@ def test_nobody_listening_is_an_error_and_no_traceback(
         cli.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err.startswith("error: No service answers at http://127.0.0.1:1")
+
+
+def test_a_mistake_is_told_before_a_dataset_is_sent(
+    run: Run,
+    accepting: Any,
+    answer_problem: Callable[..., Any],
+    checkpoint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    accepting.answers["POST /compress?dry_run=true"] = answer_problem(
+        422, "invalid-spec", "Not valid", "No such network.", field="spec.architecture"
+    )
+    (tmp_path / "images.zip").write_bytes(b"an archive")
+    source = f"--dataset={tmp_path / 'images.zip'}"
+    assert run("compress", checkpoint, "--architecture=vgg10", source, "--name=n") == 1
+    assert "No such network." in capsys.readouterr().err
+    assert not accepting.asked("POST /datasets")
+    assert not accepting.asked("POST /compress")
+
+
+FORECAST = {
+    "architecture": "vgg9",
+    "layers": [
+        {
+            "name": "features.0",
+            "kind": "conv2d",
+            "shape": [64, 3, 3, 3],
+            "weights": 1728,
+            "binary": True,
+            "bits": 3,
+            "packed_bytes": 1152,
+        }
+    ],
+    "parameters": 4_700_000,
+    "float_bytes": 19_092_264,
+    "packed_bytes": 631_912,
+    "compression_ratio": 30.2,
+    "seconds": {"prepare": 2.0, "calibrate": 30.5},
+    "total_seconds": 32.5,
+    "memory_bytes": 3 << 30,
+    "basis": {
+        "threads": 2,
+        "multiply_accumulates_per_second": 1e11,
+        "multiply_accumulates_per_image": 6e8,
+        "runtime": "cpu",
+        "assumptions": ["Nobody else works here."],
+    },
+}
+
+
+def test_a_dry_run_prints_what_is_foreseen_and_sends_no_file(
+    run: Run, accepting: Any, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accepting.answers["POST /compress?dry_run=true"] = (200, FORECAST)
+    arguments = ["compress", checkpoint, "--architecture=vgg9", "--dataset=pets", "--name=n"]
+    assert run(*arguments, "--dry-run", "--max-accuracy-drop=0.02") == 0
+    (request,) = accepting.asked("POST /compress?dry_run=true")
+    ((name, _, spec),) = request.parts
+    assert name == "spec"
+    assert parse_spec(spec).max_accuracy_drop == 0.02
+    assert not accepting.asked("POST /compress")
+    printed = capsys.readouterr().out
+    for words in ("features.0", "64 x 3 x 3 x 3", "19,092,264 before, 631,912 after", "30.2"):
+        assert words in printed
+    for words in ("32.5 (prepare 2.0, calibrate 30.5)", "3,072 MiB", "- Nobody else works here."):
+        assert words in printed
+
+
+def test_a_dry_run_says_whether_the_checkpoint_was_read(
+    run: Run, accepting: Any, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accepting.answers["POST /compress?dry_run=true"] = (200, FORECAST)
+    others = ["--architecture=vgg9", "--dataset=pets", "--name=n", "--dry-run"]
+    assert run("compress", checkpoint, *others) == 0
+    assert "The checkpoint itself was not read." in capsys.readouterr().out
+    # The service looks at one that it has.
+    assert run("compress", "sha256:" + "a" * 64, *others) == 0
+    assert "was not read" not in capsys.readouterr().out
+
+
+def test_a_dry_run_before_the_dataset_is_there_says_what_is_in_order_and_how_to_send_it(
+    run: Run, accepting: Any, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my images.zip").write_bytes(b"an archive")
+    arguments = ["compress", checkpoint, "--architecture=vgg9", "--name=n", "--dry-run"]
+    assert run(*arguments, f"--dataset={tmp_path / 'my images.zip'}") == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "The specification is in order so far; the checkpoint itself was not read." in output.err
+    assert f"bitpress datasets my-images --add '{tmp_path / 'my images.zip'}'" in output.err
+    assert "There is no such dataset." not in output.err
+    assert not accepting.asked("POST /datasets")
+
+
+def test_a_dry_run_does_not_answer_for_another_dataset_of_the_name(
+    run: Run,
+    accepting: Any,
+    dataset_record: Callable[..., Any],
+    checkpoint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    accepting.answers["POST /compress?dry_run=true"] = (200, FORECAST)
+    accepting.answers["GET /datasets"] = (200, {"datasets": [dataset_record(name="digits")]})
+    source = tmp_path / "images.zip"
+    source.write_bytes(b"an archive")
+    arguments = ["compress", checkpoint, "--architecture=vgg9", "--name=n", "--dry-run"]
+    assert run(*arguments, f"--dataset={source}", "--dataset-name=digits") == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert f"The service's dataset digits is not {source}" in output.err
+    assert "--dataset-name" in output.err
+    assert "--dataset digits" in output.err
+    assert not accepting.asked("POST /compress?dry_run=true")
+
+
+def test_a_key_is_sent_as_it_was_given(run: Run, accepting: Any, checkpoint: str) -> None:
+    arguments = ["compress", checkpoint, "--architecture=a", "--dataset=pets", "--name=n"]
+    assert run(*arguments, "--idempotency-key=mine") == 0
+    (request,) = accepting.asked("POST /compress")
+    assert request.headers["idempotency-key"] == "mine"
+
+
+def test_a_rejected_model_shows_its_gate_and_is_a_failure(
+    run: Run,
+    accepting: Any,
+    job_record: Callable[..., Any],
+    report_document: dict[str, Any],
+    checkpoint: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fault = {
+        "type": "urn:bitpress:problem:accuracy-gate",
+        "title": "The model lost too much accuracy",
+        "detail": "It lost 12.5 points, and 1 is allowed.",
+        "remedy": "Allow more.",
+    }
+    report_document |= {
+        "gate": {
+            "max_accuracy_drop": 0.01,
+            "images": 1_000,
+            "full_precision": 0.75,
+            "packed": 0.625,
+            "drop": 0.125,
+            "standard_error": 0.01,
+            "passed": False,
+        },
+        "latency": {
+            "threads": 1,
+            "batch": 1,
+            "repeats": 9,
+            "packed_ms": 0.25,
+            "float_ms": 1.5,
+            "speedup": 6.0,
+        },
+    }
+    accepting.answers["GET /jobs/job-1"] = (200, job_record(state="rejected", problem=fault))
+    arguments = ["compress", checkpoint, "--architecture=x", "--dataset=pets", "--name=n"]
+    assert run(*arguments, "--watch") == 1
+    output = capsys.readouterr()
+    table = [line.split() for line in output.out.splitlines()]
+    assert ["│", "ms", "an", "image", "│", "1.5", "│", "0.25", "│"] in table
+    assert "accuracy gate not passed: lost 12.50 points on 1,000" in output.out
+    assert output.err.endswith("  remedy: Allow more.\n")

@@ -8,6 +8,7 @@ import pytest
 
 from client.client import Client
 from client.errors import BitpressProblem, ServiceUnreachable, UnexpectedAnswer, UnusableFile
+from client.session import Retries
 from client.types import CompressSpec, Job
 from client.upload import dataset_upload
 
@@ -80,7 +81,7 @@ def test_jobs_and_single_jobs_are_read(
     )
     service.answers["GET /jobs"] = (200, {"jobs": [running, job_record()]})
     service.answers["GET /jobs/b%2Fc"] = (200, running)
-    listed = client.jobs()
+    listed = list(client.jobs())
     assert [job.id for job in listed] == ["b/c", "job-1"]
     assert listed[0] == client.job("b/c")
     assert listed[0].layers[0].losses == (0.5, 0.25)
@@ -112,12 +113,12 @@ def test_an_answer_that_is_no_list_of_jobs_is_told(
     client: Client, service: Any, answer: tuple[int, Any]
 ) -> None:
     service.answers["GET /jobs"] = answer
-    with pytest.raises(UnexpectedAnswer, match=r"GET .*/jobs answered with no"):
-        client.jobs()
+    with pytest.raises(UnexpectedAnswer, match=r"GET .*/jobs answered with (no|a JobPage)"):
+        list(client.jobs())
 
 
 def test_waiting_tells_every_state_until_the_last(
-    client: Client, service: Any, job_record: Callable[..., Any]
+    service: Any, job_record: Callable[..., Any]
 ) -> None:
     service.answers["GET /jobs/job-1"] = [
         (200, job_record()),
@@ -126,7 +127,8 @@ def test_waiting_tells_every_state_until_the_last(
     ]
     seen: list[Job] = []
     slept: list[float] = []
-    job = client.wait("job-1", seen.append, interval_s=0.25, sleep=slept.append)
+    with Client(service.url, sleep=slept.append) as client:
+        job = client.wait("job-1", seen.append, interval_s=0.25)
     assert job.state == "rejected"
     assert [job.state for job in seen] == ["queued", "running", "rejected"]
     assert slept == [0.25, 0.25]
@@ -144,16 +146,18 @@ class Clock:
         self.now += seconds
 
 
-def interrupted(answers: list[httpx.Response | None]) -> Client:
-    """Return a client that gets these answers, and no connection for None."""
+def interrupted(clock: Clock, answers: list[httpx.Response | None]) -> Client:
+    """Return a client that gets these answers, no connection for None, and never an event."""
 
     def respond(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/events"):
+            return problem(404, "not-found")
         answer = answers.pop(0)
         if answer is None:
             raise httpx.ConnectError("refused", request=request)
         return answer
 
-    return Client(transport=httpx.MockTransport(respond))
+    return Client(transport=httpx.MockTransport(respond), sleep=clock.sleep, clock=clock)
 
 
 def test_waiting_bears_a_restart_of_the_service(job_record: Callable[..., Any]) -> None:
@@ -162,16 +166,16 @@ def test_waiting_bears_a_restart_of_the_service(job_record: Callable[..., Any]) 
     done = httpx.Response(200, json=job_record(state="succeeded"))
     # Two pauses, each shorter than the patience, and together longer.
     answers = [running, *[None] * 8, running, *[None] * 8, done]
-    with interrupted(answers) as client:
-        job = client.wait("job-1", interval_s=1.0, patience_s=10.0, sleep=clock.sleep, clock=clock)
+    with interrupted(clock, answers) as client:
+        job = client.wait("job-1", interval_s=1.0, patience_s=10.0)
     assert job.state == "succeeded"
 
 
 def test_waiting_ends_when_nothing_answers_any_more(job_record: Callable[..., Any]) -> None:
     clock = Clock()
     answers = [httpx.Response(200, json=job_record(state="running")), *[None] * 50]
-    with interrupted(answers) as client, pytest.raises(ServiceUnreachable):
-        client.wait("job-1", interval_s=1.0, patience_s=10.0, sleep=clock.sleep, clock=clock)
+    with interrupted(clock, answers) as client, pytest.raises(ServiceUnreachable):
+        client.wait("job-1", interval_s=1.0, patience_s=10.0)
     assert clock.now == 10.0
 
 
@@ -187,23 +191,23 @@ def test_waiting_bears_a_service_whose_database_is_away(job_record: Callable[...
     clock = Clock()
     answers = [problem(503, "unavailable") for _ in range(8)]
     done = httpx.Response(200, json=job_record(state="succeeded"))
-    with interrupted([*answers, None, done]) as client:
-        job = client.wait("job-1", interval_s=1.0, patience_s=10.0, sleep=clock.sleep, clock=clock)
+    with interrupted(clock, [*answers, None, done]) as client:
+        job = client.wait("job-1", interval_s=1.0, patience_s=10.0)
     assert job.state == "succeeded"
 
 
 def test_waiting_ends_when_the_service_stays_unavailable() -> None:
     clock = Clock()
     answers: list[httpx.Response | None] = [problem(503, "unavailable") for _ in range(50)]
-    with interrupted(answers) as client, pytest.raises(BitpressProblem):
-        client.wait("job-1", interval_s=1.0, patience_s=10.0, sleep=clock.sleep, clock=clock)
+    with interrupted(clock, answers) as client, pytest.raises(BitpressProblem):
+        client.wait("job-1", interval_s=1.0, patience_s=10.0)
     assert clock.now == 10.0
 
 
 def test_waiting_ends_at_once_with_any_other_problem() -> None:
     clock = Clock()
-    with interrupted([problem(404, "not-found")]) as client, pytest.raises(BitpressProblem):
-        client.wait("job-1", sleep=clock.sleep, clock=clock)
+    with interrupted(clock, [problem(404, "not-found")]) as client, pytest.raises(BitpressProblem):
+        client.wait("job-1")
     assert clock.now == 0.0
 
 
@@ -278,6 +282,27 @@ def test_a_model_of_a_service_that_does_not_tell_kernels_is_read(
     assert client.model("vgg9").kernels is None
 
 
+def test_versions_are_read_over_all_pages_with_their_aliases(client: Client, service: Any) -> None:
+    figures = {name: value for name, value in MODEL.items() if name not in ("latest", "versions")}
+    pages = {
+        "GET /models/vgg9/versions": ([{**figures, "version": 2, "aliases": ["stable"]}], 2),
+        "GET /models/vgg9/versions?before=2": ([{**figures, "version": 1, "aliases": []}], None),
+    }
+    for asked, (versions, before) in pages.items():
+        service.answers[asked] = (200, {"model": "vgg9", "versions": versions, "next": before})
+    found = client.model_versions("vgg9")
+    assert [(one.version, one.aliases) for one in found] == [(2, ("stable",)), (1, ())]
+
+
+def test_an_artifact_of_another_digest_is_not_kept(tmp_path: Path) -> None:
+    answer = httpx.Response(200, content=b"bits", headers={"etag": '"sha256:' + "0" * 64 + '"'})
+    transport = httpx.MockTransport(lambda request: answer)
+    target = tmp_path / "vgg9.safetensors"
+    with Client(transport=transport) as client, pytest.raises(UnexpectedAnswer, match="ETag"):
+        client.download_artifact("vgg9", 1, target)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_artifact_is_downloaded_whole(client: Client, service: Any, tmp_path: Path) -> None:
     content = bytes(range(256)) * 4_096
     service.answers["GET /models/vgg9/versions/2/artifact"] = (
@@ -342,8 +367,9 @@ def test_an_answer_with_too_few_predictions_is_not_believed(client: Client, serv
     "url", ["127.0.0.1:8000", "http://[", "ftp://127.0.0.1", "http://127.0.0.1:1"]
 )
 def test_an_address_where_nothing_answers_is_told(url: str) -> None:
-    with pytest.raises(ServiceUnreachable), Client(url) as client:
-        client.jobs()
+    patience = Retries(attempts=1)
+    with pytest.raises(ServiceUnreachable), Client(url, retries=patience) as client:
+        client.models()
 
 
 def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
@@ -354,4 +380,4 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
     monkeypatch.delenv("no_proxy", raising=False)
     service.answers["GET /jobs"] = (200, {"jobs": []})
     with Client(service.url) as client:
-        assert client.jobs() == []
+        assert list(client.jobs()) == []

@@ -3,7 +3,21 @@ from typing import Any
 import httpx
 import pytest
 
-from client.errors import BitpressProblem, JobFailed, UnexpectedAnswer, raise_for_problem
+from client.errors import (
+    BitpressProblem,
+    CheckpointMismatch,
+    GateRejected,
+    InvalidCheckpoint,
+    InvalidInput,
+    JobCancelled,
+    JobCrashed,
+    JobFailed,
+    NotFound,
+    Overloaded,
+    UnexpectedAnswer,
+    raise_for_end,
+    raise_for_problem,
+)
 from client.types import Job
 
 
@@ -83,3 +97,53 @@ def test_a_failed_job_carries_its_problem(job_record: Any) -> None:
 def test_a_job_that_ended_without_a_problem_says_how(job_record: Any) -> None:
     cancelled = Job.model_validate(job_record(state="cancelled"))
     assert str(JobFailed(cancelled)) == "The job ended as cancelled"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("not-found", NotFound),
+        ("overloaded", Overloaded),
+        ("checkpoint-mismatch", CheckpointMismatch),
+        ("of-a-newer-service", BitpressProblem),
+        # A job's end, which is no answer to a request.
+        ("cancelled", BitpressProblem),
+    ],
+)
+def test_a_problems_type_chooses_its_class(code: str, kind: type[BitpressProblem]) -> None:
+    document = {**DOCUMENT, "type": f"urn:bitpress:problem:{code}"}
+    with pytest.raises(BitpressProblem) as caught:
+        raise_for_problem(answer(422, document, "application/problem+json"))
+    assert type(caught.value) is kind
+
+
+def test_a_class_stands_for_those_below_it() -> None:
+    assert issubclass(CheckpointMismatch, InvalidCheckpoint)
+    assert issubclass(InvalidCheckpoint, InvalidInput)
+    assert issubclass(GateRejected, JobFailed)
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "kind"),
+    [
+        ("failed", "invalid-checkpoint", JobFailed),
+        ("failed", "job-crashed", JobCrashed),
+        ("cancelled", "cancelled", JobCancelled),
+        ("rejected", "accuracy-gate", GateRejected),
+        ("failed", None, JobFailed),
+    ],
+)
+def test_how_a_job_ended_chooses_the_class(
+    job_record: Any, state: str, code: str | None, kind: type[JobFailed]
+) -> None:
+    problem = code and {**DOCUMENT, "type": f"urn:bitpress:problem:{code}"}
+    job = Job.model_validate(job_record(state=state, problem=problem))
+    with pytest.raises(JobFailed) as caught:
+        raise_for_end(job)
+    assert type(caught.value) is kind
+    assert caught.value.job is job
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "succeeded"])
+def test_a_job_that_did_not_end_badly_raises_nothing(job_record: Any, state: str) -> None:
+    raise_for_end(Job.model_validate(job_record(state=state)))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from client.progress import JobProgress, UploadProgress, where
+from client.progress import JobProgress, TransferProgress, where
 from client.types import Job
 
 
@@ -68,7 +68,7 @@ def test_a_terminal_gets_a_bar(job: Callable[..., Job]) -> None:
 
 def test_an_upload_is_announced_once_in_a_log() -> None:
     target, written = console(terminal=False)
-    with UploadProgress(target, "Uploading [/x].pth") as sent:
+    with TransferProgress(target, "Uploading [/x].pth") as sent:
         sent(512, 1024)
         sent(1024, 1024)
     assert written.getvalue() == "Uploading [/x].pth (1,024 bytes)\n"
@@ -76,7 +76,7 @@ def test_an_upload_is_announced_once_in_a_log() -> None:
 
 def test_an_upload_shows_its_bytes_on_a_terminal() -> None:
     target, written = console(terminal=True)
-    with UploadProgress(target, "Uploading [/x].pth") as sent:
+    with TransferProgress(target, "Uploading [/x].pth") as sent:
         sent(1024, 1024)
     assert "Uploading [/x].pth" in written.getvalue()
     assert "1.0/1.0 kB" in written.getvalue()

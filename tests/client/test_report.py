@@ -50,6 +50,13 @@ def measured(service: Any, report_document: dict[str, Any]) -> dict[str, Any]:
     return report_document
 
 
+def _cells(output: str, name: str) -> list[str]:
+    """Return the other cells of the table's row of this name."""
+    rows = ([cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines())
+    (found,) = (row[1:] for row in rows if row[:1] == [name])
+    return found
+
+
 def test_the_report_shows_what_was_measured(
     run: Run, measured: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,7 +66,7 @@ def test_the_report_shows_what_was_measured(
     assert "vgg9, version 4" in output
     assert ["│", "accuracy", "│", "75.00%", "│", "62.50%", "│"] in table
     assert ["│", "answered", "as", "before", "│", "│", "80.00%", "│"] in table
-    assert ["│", "calibration", "error", "│", "3.12%", "│", "1.25%", "│"] in table
+    assert _cells(output, "expected calibration error of the confidence") == ["3.12%", "1.25%"]
     words = " ".join(output.split())
     assert "measured on 10,000 test images; calibrated on 500 of 50,000 training images" in words
     assert "the packed network ran on the runtime cpu, kernels avx2" in words
@@ -68,6 +75,59 @@ def test_the_report_shows_what_was_measured(
         "the layers that lose most: features.[0] (0.123), features.[1] (0.0617), "
         "features.[2] (0.0411)" in words
     )
+
+
+@pytest.mark.parametrize(
+    ("count", "accuracy", "warned"),
+    [
+        (10, 0.1004, True),
+        (10, 0.15, True),
+        (10, 0.151, False),
+        (2, 0.52, True),
+        # Far from good, but no guesses: of two classes half of the answers are right by chance.
+        (2, 0.7, False),
+        (1000, 0.0014, True),
+        (1000, 0.02, False),
+        (1, 1.0, False),
+    ],
+)
+def test_a_network_that_answers_by_chance_is_warned_of(
+    run: Run,
+    measured: dict[str, Any],
+    count: int,
+    accuracy: float,
+    warned: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measured["classes"] = [{"name": str(number)} for number in range(count)]
+    measured["accuracy"]["full_precision"] = accuracy
+    assert run("job-1") == 0
+    told = capsys.readouterr().err
+    assert ("the network answers no better than chance before compression" in told) is warned
+    assert ("check --mean, --std, --value-range and the order of the classes" in told) is warned
+
+
+@pytest.mark.parametrize(
+    ("drop", "words"), [(-0.0074, "gained 0.74 points"), (0.8603, "lost 86.03 points")]
+)
+def test_the_gate_says_what_was_gained_or_lost(
+    run: Run,
+    measured: dict[str, Any],
+    drop: float,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measured["gate"] = {
+        "max_accuracy_drop": 0.02,
+        "images": 1000,
+        "full_precision": 0.9,
+        "packed": 0.9 - drop,
+        "drop": drop,
+        "passed": drop <= 0.02,
+    }
+    assert run("job-1") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f": {words} on 1,000 validation images, 2.00 allowed" in printed
 
 
 def test_a_report_of_an_older_service_is_shown_as_far_as_it_goes(
@@ -122,5 +182,5 @@ def test_a_job_without_a_report_is_a_failure(
 def test_a_service_that_has_no_pages_is_told_from_one_that_has(
     service: Any, measured: dict[str, Any]
 ) -> None:
-    with Client(service.url) as client, pytest.raises(UnexpectedAnswer, match="no page"):
+    with Client(service.url) as client, pytest.raises(UnexpectedAnswer, match="no text/html"):
         client.report_page("job-1")

@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,12 +23,15 @@ sys.exit(run(os.environ, sys.stderr, commands=commands, grace_s=float(grace_s)))
 """
 
 # Signals are waited for, not caught: none can slip in between. Each child tells its process id,
-# so that a test can see it end.
-READY = """
+# so that a test can see it end, and writes the ready file as the app does.
+UNREADY = """
 import os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, *blocked])
 print("ready", os.getpid(), flush=True)
 """
+LISTEN = "open(os.environ['BITPRESS_READY_FILE'], 'w').close()\n"
+READY = UNREADY + LISTEN
+SLOW = "blocked = []" + UNREADY + "signal.sigwait([signal.SIGUSR1]); " + LISTEN + "signal.pause()"
 OBEDIENT = "blocked = []" + READY + "signal.pause()"
 TIDY = "blocked = [15]" + READY + "signal.sigwait([15]); print('tidied up')"
 STUBBORN = "blocked = [15]" + READY + "while True: signal.sigwait([15]); print('no', flush=True)"
@@ -197,3 +201,47 @@ def test_a_log_that_nobody_reads_stops_nothing(supervise: Supervise) -> None:
     up.process.terminate()
     assert up.process.wait(DEADLINE_S) == 0
     assert all(map(gone, up.children.values()))
+
+
+def test_the_worker_begins_once_the_app_listens(supervise: Supervise) -> None:
+    up = supervise(SLOW, TIDY, prefix="env -u BITPRESS_READY_FILE")
+    up.read_until("app    | ready")
+    assert list(up.children) == ["app"]
+    os.kill(up.children["app"], signal.SIGUSR1)
+    up.read_until("worker | ready")
+    up.process.terminate()
+    assert up.end() == 0
+    assert "worker | tidied up" in up.log
+
+
+def test_an_app_that_does_not_come_to_listen_begins_no_worker(supervise: Supervise) -> None:
+    up = supervise("raise SystemExit(3)", TIDY, prefix="env BITPRESS_PORT=0")
+    assert up.end() == 3
+    assert up.log == ["bitpress up: the app ended with exit code 3; stopping"]
+
+
+def test_a_stop_before_the_app_listens_begins_no_worker(supervise: Supervise) -> None:
+    up = supervise(SLOW, TIDY)
+    up.read_until("app    | ready")
+    up.process.terminate()
+    assert up.end() == 0
+    assert not any("worker |" in line for line in up.log)
+
+
+def test_a_taken_port_is_told_in_plain_words(supervise: Supervise) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        up = supervise("raise SystemExit(1)", TIDY, prefix=f"env BITPRESS_PORT={port}")
+        assert up.end() == 1
+    told = f"bitpress up: port {port} is taken: give --port, or 0 for a free one"
+    assert up.log == [told, "bitpress up: the app ended with exit code 1; stopping"]
+
+
+def test_an_app_that_ends_later_is_not_said_to_lack_a_port(supervise: Supervise) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        up = supervise(ENDING + "sys.exit(1)", TIDY, prefix=f"env BITPRESS_PORT={port}")
+        up.read_until("app    | ready", "worker | ready")
+        os.kill(up.children["app"], signal.SIGUSR1)
+        assert up.end() == 1
+    assert not any("taken" in line for line in up.log)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models import runtime
-from models.runtime import cpu, native
+from models.runtime import cpu, kernel_sets, native
 from models.runtime.cpu import CpuRuntime
 from models.runtime.reference import ReferenceRuntime
 from models.runtime.structures import SIZES
@@ -109,7 +109,7 @@ def test_sizes_of_structs_are_those_that_the_library_was_built_with():
 @pytest.mark.parametrize("name", ["ABI_VERSION", "SIZES"])
 def test_a_library_of_another_header_is_refused(name, small_artifact, monkeypatch, caplog):
     monkeypatch.setattr(native, name, 7)
-    monkeypatch.setattr(cpu, "library", native.library.__wrapped__)
+    monkeypatch.setattr(kernel_sets, "library", native.library.__wrapped__)
     with pytest.raises(Unavailable, match="another release") as caught:
         CpuRuntime(small_artifact)
     assert "again" in caught.value.remedy and "interface" in caplog.text

@@ -20,7 +20,7 @@ from models.layers import BinaryConv2d, BinaryLinear
 from models.operators import Quantize
 from models.plan import Plan
 from models.quantization import Scale, quantize_inputs
-from models.runtime import Runtime, cpu, native
+from models.runtime import Runtime, cpu, kernel_sets, native
 from models.runtime.cpu import CpuRuntime
 from models.runtime.reference import ReferenceRuntime
 from store.errors import Unavailable
@@ -42,7 +42,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def no_library(monkeypatch):
     """An installation without the native library."""
-    monkeypatch.setattr(cpu, "library", lambda: None)
+    monkeypatch.setattr(kernel_sets, "library", lambda: None)
     monkeypatch.setattr(native.kernels, "library_path", lambda: None)
     runtime._cpu_is_here.cache_clear()
     yield

@@ -1,6 +1,7 @@
 """Archives, honest and hostile; code in a process of its own, which tests can kill."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -10,10 +11,66 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+
+from store.database import open_engine
 
 REPOSITORY = Path(__file__).parents[2]
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
+
+
+class JobRow:
+    """Writes the row of a job as DBOS would, or changes the one there is."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._table = (
+            "workflow_status" if engine.dialect.name == "sqlite" else ("dbos.workflow_status")
+        )
+
+    def __call__(
+        self,
+        job_id: str,
+        status: str,
+        executor_id: str | None = None,
+        owner_xid: str | None = None,
+    ) -> None:
+        values = {
+            "id": job_id,
+            "status": status,
+            "executor": executor_id,
+            "owner": owner_xid or executor_id,
+        }
+        update = (
+            f"UPDATE {self._table} "
+            "SET status = :status, executor_id = :executor, owner_xid = :owner"
+        )
+        with self._engine.begin() as connection:
+            changed = connection.execute(sa.text(f"{update} WHERE workflow_uuid = :id"), values)
+            if changed.rowcount == 0:
+                columns = (
+                    "workflow_uuid, status, executor_id, owner_xid, name, created_at, updated_at, "
+                    "priority"
+                )
+                connection.execute(
+                    sa.text(
+                        f"INSERT INTO {self._table} ({columns}) "
+                        "VALUES (:id, :status, :executor, :owner, 'compress', 1, 1, 0)"
+                    ),
+                    values,
+                )
+
+
+@pytest.fixture
+def set_job(database_url: str) -> Iterator[JobRow]:
+    """Give a job, or a new one, a status: ``set_job(job_id, status, executor_id, owner_xid)``.
+
+    The token of the execution, ``owner_xid``, is by default the executor's id.
+    """
+    engine = open_engine(database_url)
+    yield JobRow(engine)
+    engine.dispose()
 
 
 @pytest.fixture
@@ -47,6 +104,21 @@ def files_below() -> Callable[[Path], set[str]]:
         return found
 
     return listing
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Callable[..., Path]:
+    """Write what a job stages for publication: ``stage(artifact_bytes, **report_members)``."""
+
+    def write(artifact: bytes = b"bits", **report: object) -> Path:
+        folder = tmp_path / "staged"
+        folder.mkdir(exist_ok=True)
+        (folder / "artifact.safetensors").write_bytes(artifact)
+        (folder / "report.json").write_text(json.dumps({"schema": 1, **report}))
+        (folder / "predictions.json").write_text('{"split": "test", "images": []}')
+        return folder
+
+    return write
 
 
 class Build:

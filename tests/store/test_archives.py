@@ -412,3 +412,47 @@ def test_xz_does_not_get_the_memory_it_asks_for(build: Any) -> None:
     with pytest.raises(lzma.LZMAError, match="Memory usage limit"):
         lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=2**28).decompress(bytes(data))
     assert "compression" in refusal(build.raw(bytes(data))).detail
+
+
+COMPRESSORS = [gzip.compress, lzma.compress, bz2.compress]
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS)
+def test_streams_without_content_are_not_read_without_end(
+    build: Any, compress: Callable[[bytes], bytes]
+) -> None:
+    refused = refusal(build.raw(compress(b"") * 20_000))
+    assert "compressed streams" in refused.detail
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS)
+def test_an_archive_of_many_small_streams_is_read(
+    build: Any, compress: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("store.tarballs._FREE_STREAMS", 2)
+    data = build.tar(build.two_classes()).read_bytes()
+    pieces = [data[start : start + 5000] for start in range(0, len(data), 5000)]
+    packed = (b"\0" * 3).join(map(compress, pieces))
+    assert read(build.raw(packed)) == read(build.tar(build.two_classes()))
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS)
+def test_whoever_waits_may_leave_while_nothing_comes_out(
+    build: Any, compress: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(Exception):
+        pass
+
+    monkeypatch.setattr("store.tarballs._FREE_STREAMS", 10**9)
+    path = build.raw(compress(b"") * 20_000)
+    pieces = path.stat().st_size // 2**16
+    calls = 0
+
+    def proceed() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == pieces:
+            raise Gone
+
+    with pytest.raises(Gone):
+        list(members(path, LIMITS, proceed))

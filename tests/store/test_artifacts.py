@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from store.artifacts import ModelStore
+from store.durable import locked
 from store.errors import InvalidSpec, NotFound, StorageExhausted, Unavailable
 
 Listing = Callable[[Path], set[str]]
@@ -238,3 +239,106 @@ def test_a_process_killed_at_any_point_leaves_a_whole_version_or_none(
         version = store.publish(staged, "vgg9", "job-1")
         assert version.version == 1
         assert files_below(root) == files_below(tmp_path / "whole")
+
+
+CHANGES: dict[str, Callable[[ModelStore, Path], object]] = {
+    "publish": lambda store, staged: store.publish(staged, "vgg9", "job-2"),
+    "set_alias": lambda store, _: store.set_alias("vgg9", "live", 1),
+    "remove_alias": lambda store, _: store.remove_alias("vgg9", "live"),
+    "delete": lambda store, _: store.delete("vgg9", 1),
+    "delete_model": lambda store, _: store.delete_model("vgg9"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_nobody_waits_for_ever_for_a_process_that_is_frozen_in_a_change(
+    tmp_path: Path, change: str
+) -> None:
+    store = ModelStore(tmp_path / "models", patience_s=0.05)
+    staged = stage(tmp_path / "staged")
+    store.publish(staged, "vgg9", "job-1")
+    with locked(tmp_path / "models" / ".lock"):
+        with pytest.raises(Unavailable, match="Another process") as refused:
+            CHANGES[change](store, staged)
+        assert "stopped or hangs" in (refused.value.remedy or "")
+        # Reading goes on.
+        assert store.resolve("vgg9").version == 1
+    assert store.publish(staged, "vgg9", "job-2").version == 2
+
+
+def test_who_waits_for_another_change_is_told_and_goes_on_when_it_is_over(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    other = locked(tmp_path / "models" / ".lock")
+    other.__enter__()
+    waits: list[int] = []
+
+    def waiting() -> None:
+        waits.append(len(waits))
+        if len(waits) == 3:
+            other.__exit__(None, None, None)
+
+    assert store.publish(stage(tmp_path / "staged"), "vgg9", "job-1", waiting).version == 1
+    assert waits == [0, 1, 2]
+
+
+def test_whether_a_job_has_published_nothing_is_certain_or_it_is_not(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    staged = stage(tmp_path / "staged")
+    assert store.has_nothing_of("vgg9", "job-1")
+    first = store.publish(staged, "vgg9", "job-1")
+    second = store.publish(staged, "vgg9", "job-2")
+    assert not store.has_nothing_of("vgg9", "job-1")
+    assert store.has_nothing_of("vgg9", "job-3")
+    store.delete("vgg9", first.version)
+    assert not store.has_nothing_of("vgg9", "job-1")
+    assert store.has_nothing_of("vgg9", "job-3")
+    # It may be anybody's.
+    (second.artifact_path.parent / "version.json").write_text("damaged")
+    assert not store.has_nothing_of("vgg9", "job-3")
+    assert store.has_nothing_of("other", "job-3")
+
+
+def test_what_is_no_folder_is_no_version_and_keeps_its_number(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    staged = stage(tmp_path / "staged")
+    store.publish(staged, "vgg9", "job-1")
+    (tmp_path / "models" / "vgg9" / "2").write_text("stray")
+    (tmp_path / "models" / "vgg9" / "3").symlink_to(tmp_path / "nowhere")
+    assert store.resolve("vgg9").version == 1
+    assert [version.version for version in store.list()] == [1]
+    assert store.numbers("vgg9") == [1]
+    assert store.publish(staged, "vgg9", "job-2").version == 4
+
+
+def test_versions_that_are_listed_but_never_found_are_no_endless_search(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.publish(stage(tmp_path / "staged"), "vgg9", "job-1")
+    monkeypatch.setattr(store, "_read", lambda name, number: None)
+    with pytest.raises(Unavailable):
+        store.resolve("vgg9")
+    assert store.list() == []
+
+
+def test_the_artifact_is_copied_before_the_lock_is_asked_for(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "models")
+    seen: list[bytes] = []
+
+    class Enough(Exception):
+        pass
+
+    def waiting() -> None:
+        copies = (tmp_path / "models/.tmp").glob("*/work/artifact.safetensors")
+        seen.extend(copy.read_bytes() for copy in copies)
+        raise Enough
+
+    staged = stage(tmp_path / "staged")
+    with locked(tmp_path / "models/.lock"), pytest.raises(Enough):
+        store.publish(staged, "vgg9", "job-1", waiting)
+    assert seen == [(staged / "artifact.safetensors").read_bytes()]
+    assert store.list() == []
+    with pytest.raises(FileNotFoundError):
+        store.publish(tmp_path / "gone", "vgg9", "job-1")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from store import dataset_container
+from store import dataset_archives, dataset_container
 from store.archive_members import DatasetLimits
 from store.datasets import Dataset, DatasetStore
 from store.errors import Conflict, InvalidDataset, NotFound, StorageExhausted, TooLarge
@@ -43,7 +43,7 @@ UNSPLIT = [("all", 0, "cat/1.png"), ("all", 0, "cat/2.png"), ("all", 1, "dog/1.j
 
 
 def test_a_dataset_says_what_it_is(store: DatasetStore, build: Any) -> None:
-    dataset = store.ingest(build.tar(build.two_classes()), "pets")
+    dataset = store.ingest(build.tar(build.two_classes()), "pets").dataset
     assert dataset.name == "pets"
     assert dataset.classes == ("cat", "dog")
     assert dataset.splits == {"all": 3}
@@ -68,7 +68,7 @@ def test_images_come_out_sorted_with_their_bytes(
 @pytest.mark.parametrize("val", ["val", "valid", "validation"])
 def test_splits_are_kept_in_order(store: DatasetStore, build: Any, top: str, val: str) -> None:
     files = build.two_classes(f"{top}test/", f"{top}{val}/", f"{top}train/")
-    dataset = store.ingest(build.zip(files), "pets")
+    dataset = store.ingest(build.zip(files), "pets").dataset
     assert list(dataset.splits.items()) == [("train", 3), ("val", 3), ("test", 3)]
     assert names(store) == [
         (split, label, f"{folder}/{name}")
@@ -81,7 +81,7 @@ def test_splits_are_kept_in_order(store: DatasetStore, build: Any, top: str, val
 def test_any_of_the_splits_may_be_missing(
     store: DatasetStore, build: Any, splits: tuple[str, ...]
 ) -> None:
-    dataset = store.ingest(build.tar(build.two_classes(*splits)), "pets")
+    dataset = store.ingest(build.tar(build.two_classes(*splits)), "pets").dataset
     assert set(dataset.splits) == {split.rstrip("/") for split in splits}
 
 
@@ -128,7 +128,7 @@ def test_images_are_known_by_their_first_bytes(
 
 def test_classes_are_sorted_as_plain_strings(store: DatasetStore, build: Any) -> None:
     classes = ["10", "9", "Zebra", "aardvark", "ünlü", "_"]
-    dataset = store.ingest(build.tar({f"{c}/1.png": build.png for c in classes}), "pets")
+    dataset = store.ingest(build.tar({f"{c}/1.png": build.png for c in classes}), "pets").dataset
     assert dataset.classes == ("10", "9", "Zebra", "_", "aardvark", "ünlü")
 
 
@@ -144,7 +144,7 @@ def test_the_digest_is_of_the_content_not_of_the_packaging(store: DatasetStore, 
         build.zip(files | {"cat/": b"", ".DS_Store": b"x", "notes.txt": b"y"}),
         build.raw(gzip.compress(build.tar(files).read_bytes())),
     ]
-    datasets = [store.ingest(path, f"pets-{n}") for n, path in enumerate(archives)]
+    datasets = [store.ingest(path, f"pets-{n}").dataset for n, path in enumerate(archives)]
     assert len({dataset.digest for dataset in datasets}) == 1
     assert len({dataset.archive_digest for dataset in datasets}) == len(archives)
 
@@ -160,8 +160,8 @@ def test_the_digest_is_of_the_content_not_of_the_packaging(store: DatasetStore, 
 def test_other_content_has_another_digest(
     store: DatasetStore, build: Any, change: dict[str, bytes]
 ) -> None:
-    one = store.ingest(build.tar(build.two_classes()), "one")
-    other = store.ingest(build.tar(build.two_classes() | change), "other")
+    one = store.ingest(build.tar(build.two_classes()), "one").dataset
+    other = store.ingest(build.tar(build.two_classes() | change), "other").dataset
     assert one.digest != other.digest
 
 
@@ -169,17 +169,17 @@ def test_the_same_content_under_the_same_name_is_the_existing_dataset(
     store: DatasetStore, build: Any, root: Path, files_below: Listing
 ) -> None:
     tar, zip = build.tar(build.two_classes()), build.zip(build.two_classes())
-    first = store.ingest(tar, "pets")
+    first = store.ingest(tar, "pets").dataset
     before = files_below(root)
-    assert store.ingest(tar, "pets") == first
-    assert store.ingest(zip, "pets") == first
+    assert store.ingest(tar, "pets").dataset == first
+    assert store.ingest(zip, "pets").dataset == first
     assert files_below(root) == before
 
 
 def test_other_content_under_a_taken_name_is_a_conflict(
     store: DatasetStore, build: Any, root: Path, files_below: Listing
 ) -> None:
-    first = store.ingest(build.tar(build.two_classes()), "pets")
+    first = store.ingest(build.tar(build.two_classes()), "pets").dataset
     before = files_below(root)
     with pytest.raises(Conflict) as caught:
         store.ingest(build.tar(build.two_classes("train/")), "pets")
@@ -273,7 +273,7 @@ def test_a_layout_fault_is_named_and_leaves_nothing(
 
 def test_a_folder_of_notes_beside_the_splits_is_ignored(store: DatasetStore, build: Any) -> None:
     files = split(train="cat dog") | {"docs/": b"", "docs/more/": b"", "docs/more/x.txt": b""}
-    assert store.ingest(build.tar(files), "pets").classes == ("cat", "dog")
+    assert store.ingest(build.tar(files), "pets").dataset.classes == ("cat", "dog")
 
 
 def test_an_image_that_comes_twice_is_refused(
@@ -345,7 +345,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(
             with pytest.raises(StorageExhausted):
                 store.ingest(path, "pets")
         assert files_below(root) == {".tmp"}
-    assert isinstance(store.ingest(path, "pets"), Dataset)
+    assert isinstance(store.ingest(path, "pets").dataset, Dataset)
 
 
 def test_an_interrupt_leaves_nothing(
@@ -358,7 +358,7 @@ def test_an_interrupt_leaves_nothing(
     def interrupted(name: str, data: bytes) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dataset_container, "is_image", interrupted)
+    monkeypatch.setattr(dataset_archives, "is_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.ingest(build.tar(build.two_classes()), "pets")
     assert files_below(root) == {".tmp"}
@@ -377,7 +377,7 @@ if die == "die":
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    print(store.ingest(Path(archive), "pets").digest)
+    print(store.ingest(Path(archive), "pets").dataset.digest)
 except BitpressError as error:
     print(error.code)
 """
@@ -421,7 +421,7 @@ def test_processes_that_register_one_name_at_once_agree(
 @pytest.mark.cifar
 @pytest.mark.slow
 def test_the_shipped_archive_is_registered_whole(store: DatasetStore, shared_data: Path) -> None:
-    dataset = store.ingest(shared_data / "cifar10-jpeg.tar.xz", "cifar10")
+    dataset = store.ingest(shared_data / "cifar10-jpeg.tar.xz", "cifar10").dataset
     assert dataset.splits == {"train": 50_000, "test": 10_000}
     assert len(dataset.classes) == 10
     assert (dataset.classes[0], dataset.classes[9]) == ("airplane", "truck")
@@ -445,3 +445,13 @@ def test_images_can_be_read_in_any_order_and_after_the_dataset_is_gone(
         assert stored.read(row) == image.data
         assert (stored.name(row), stored.split(row)) == (image.name, image.split)
         assert stored.labels[row] == image.label
+
+
+def test_names_of_any_length_and_alphabet_come_out_one_by_one(
+    store: DatasetStore, build: Any
+) -> None:
+    files = {f"{c}/{n}": build.png for c in ("猫", "d") for n in ("1.png", "é" * 100 + ".png", "_")}
+    store.ingest(build.tar(files), "pets")
+    stored = store.stored_images("pets")
+    assert sorted(stored.name(row) for row in range(len(stored))) == sorted(files)
+    assert len(stored) == 6

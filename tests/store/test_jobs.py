@@ -3,13 +3,16 @@
 import sqlite3
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from store.database import open_engine, prepare_database
-from store.errors import NotFound, Unavailable
+from store.errors import IdempotencyKeyReused, NotFound, Unavailable
 from store.figures import StageFigures, StageTotal
+from store.job_record import Job
 from store.jobs import JobStore, new_job_id
 from store.leases import WorkerLeases
 from store.specs import CompressSpec, parse_spec
@@ -85,12 +88,65 @@ def test_a_job_that_was_queued_is_returned_though_reading_it_back_fails(
 
     monkeypatch.setattr(jobs, "get", away)
     submitted = jobs.submit(a_spec())
-    with pytest.raises(Unavailable):
-        jobs.submit(a_spec(), job_id="tried-again-with-the-same-id")
     monkeypatch.undo()
     found = jobs.get(submitted.id)
     assert (submitted.state, submitted.spec) == (found.state, found.spec)
     assert submitted.created_at.endswith("Z")
+
+
+def lose_the_answer(monkeypatch: pytest.MonkeyPatch, jobs: JobStore) -> None:
+    """Have the connection break right after the transaction that enqueues a job."""
+    enqueue = jobs._client.enqueue
+
+    def broken(*arguments: Any, **options: Any) -> None:
+        enqueue(*arguments, **options)
+        raise sa.exc.OperationalError("COMMIT", {}, Exception("connection lost"))
+
+    monkeypatch.setattr(jobs._client, "enqueue", broken)
+
+
+def test_a_job_is_queued_though_the_answer_is_lost(
+    jobs: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_the_answer(monkeypatch, jobs)
+    job = jobs.submit(a_spec())
+    assert jobs.list() == [job]
+    keyed, _ = jobs.submit_once(a_spec("other"), "key")
+    assert jobs.get(keyed.id) == keyed
+    with pytest.raises(IdempotencyKeyReused):
+        jobs.submit_once(a_spec("third"), "key")
+
+
+def test_a_job_that_was_not_queued_is_not_there(
+    jobs: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise sa.exc.OperationalError("INSERT", {}, Exception("connection lost"))
+
+    monkeypatch.setattr(jobs._client, "enqueue", broken)
+    with pytest.raises(Unavailable):
+        jobs.submit(a_spec())
+    with pytest.raises(Unavailable):
+        jobs.submit_once(a_spec(), "key")
+    assert jobs.list() == []
+
+
+def test_a_key_whose_job_is_deleted_meanwhile_makes_a_new_one(
+    jobs: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = jobs.submit_once(a_spec(), "key")
+    jobs.cancel(job.id)
+    find = jobs.find
+
+    def deleted_before(job_id: str) -> Job | None:
+        monkeypatch.setattr(jobs, "find", find)
+        jobs.delete(job_id, tmp_path)
+        return find(job_id)
+
+    monkeypatch.setattr(jobs, "find", deleted_before)
+    again, replayed = jobs.submit_once(a_spec("other"), "key")
+    assert (again.id, again.state, replayed) == (job.id, "queued", False)
+    assert again.spec["name"] == "other"
 
 
 def test_jobs_are_listed_newest_first_up_to_a_limit_and_by_state(jobs: JobStore) -> None:

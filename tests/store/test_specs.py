@@ -2,6 +2,7 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from store.errors import InvalidSpec
 from store.specs import (
@@ -43,6 +44,12 @@ def test_a_spec_survives_its_json() -> None:
     assert CompressSpec.model_validate(spec.model_dump(mode="json")) == spec
 
 
+@pytest.mark.parametrize("allowed", [None, 0, 0.02, 1])
+def test_there_is_a_gate_only_where_one_is_asked_for(allowed: float | None) -> None:
+    assert parse_spec(MINIMAL).max_accuracy_drop is None
+    assert parse_spec(MINIMAL | {"max_accuracy_drop": allowed}).max_accuracy_drop == allowed
+
+
 def test_the_catalogue_names_each_method_as_it_names_itself() -> None:
     for name, parameters in METHODS.items():
         assert parameters().name == name
@@ -67,6 +74,10 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"calibration_images": 0}, "spec.calibration_images"),
     ({"activation_bits": 4}, "spec.activation_bits"),
     ({"activation_scale": "best"}, "spec.activation_scale"),
+    ({"max_accuracy_drop": -0.01}, "spec.max_accuracy_drop"),
+    ({"max_accuracy_drop": 1.01}, "spec.max_accuracy_drop"),
+    ({"max_accuracy_drop": float("nan")}, "spec.max_accuracy_drop"),
+    ({"max_accuracy_drop": "none"}, "spec.max_accuracy_drop"),
     ({"keep_float": ["features.0", 1]}, "spec.keep_float.1"),
     ({"method": {"name": "magic"}}, "spec.method.name"),
     ({"method": {"name": "bwnh", "sweeps": -1}}, "spec.method.sweeps"),
@@ -207,3 +218,24 @@ def test_a_method_knows_the_parameters_of_its_code() -> None:
         "recalibrate_batch_norm",
         "mirror_images",
     }
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"keep_float": [1] * 2000},
+        {"input": {"mean": ["x"] * 2000}},
+        {"input": {"std": ["x"] * 2000}},
+        {"method": {"name": "bwnh", "starts": [1] * 2000}},
+        {"fine_tune": {"epochs": 1, "drops": ["x"] * 2000}},
+        {"fine_tune": {"epochs": 1, "binary_fractions": ["x"] * 2000}},
+    ],
+)
+def test_a_list_ends_at_its_first_fault(
+    members: dict[str, Any],
+) -> None:
+    spec = {"name": "a", "architecture": "vgg9", "dataset": "d", **members}
+    with pytest.raises(ValidationError) as caught:
+        CompressSpec.model_validate_json(json.dumps(spec))
+    # The second: that the list, which ends there, is too short.
+    assert caught.value.error_count() <= 2

@@ -10,12 +10,14 @@ import json
 import os
 import pickle
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -52,6 +54,10 @@ LIMITS = {
     "max_image_bytes": MIB // 8,
     "max_images_per_request": 4,
     "queue_poll_s": 0.1,
+    # No more patience than a test has.
+    "request_head_s": 0.5,
+    "body_idle_s": 0.5,
+    "predict_body_s": 1,
 }
 SPEC: dict[str, Any] = {
     "name": "victim",
@@ -105,6 +111,31 @@ def tar_with(**member: Any) -> bytes:
         for attribute, value in member.items():
             setattr(info, attribute, value)
         archive.addfile(info, io.BytesIO(bytes(info.size)))
+    return target.getvalue()
+
+
+def arrays(**content: Any) -> bytes:
+    """A dataset as numpy writes it."""
+    target = io.BytesIO()
+    np.savez(target, **content)
+    return target.getvalue()
+
+
+def grey(count: int = 4) -> Any:
+    return np.zeros((count, 8, 8), np.uint8)
+
+
+def cifar(batch: bytes) -> bytes:
+    """CIFAR-10 as its authors publish it, but for what its batches hold."""
+    names = [f"data_batch_{number}" for number in range(1, 6)]
+    meta = pickle.dumps({b"label_names": [b"%d" % number for number in range(10)]}, protocol=2)
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w:gz") as archive:
+        for name in (*names, "test_batch", "batches.meta"):
+            data = meta if name == "batches.meta" else batch
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
     return target.getvalue()
 
 
@@ -351,7 +382,85 @@ def json_body(**body: Any) -> Send:
     return lambda http: http.post("/predict", json={"model": "served", **body})
 
 
+def send(method: str, path: str, **options: Any) -> Send:
+    return lambda http: http.request(method, path, **options)
+
+
+def dry_run(value: str = "true", /, **changes: Any) -> Send:
+    parts = {"spec": (None, json.dumps({**SPEC, **changes}))}
+    return lambda http: http.post("/compress", params={"dry_run": value}, files=parts)
+
+
+def keyed(key: bytes) -> Send:
+    parts: dict[str, Any] = {"spec": (None, json.dumps(SPEC)), "checkpoint": ("net", GOOD)}
+    return lambda http: http.post("/compress", files=parts, headers={b"Idempotency-Key": key})
+
+
+def alias(name: str, version: Any = 1, model: str = "served") -> Send:
+    return send("PUT", f"/models/{model}/aliases/{name}", json={"version": version})
+
+
+def alias_body(body: bytes, content_type: str = "application/json") -> Send:
+    path, headers = "/models/served/aliases/live", {"Content-Type": content_type}
+    return send("PUT", path, content=body, headers=headers)
+
+
+def root(**body: Any) -> Send:
+    return send("POST", "/datasets", json={"name": "hostile", **body})
+
+
+def wire(*pieces: bytes) -> Send:
+    """Send these very bytes, and read what comes until the service closes the connection.
+
+    Of several, the last is sent again and again for as long as the connection is open. A single one
+    is sent once: what reaches a connection that was closed can cost the answer that waits in it.
+    """
+    once, again = (pieces[:-1], pieces[-1]) if len(pieces) > 1 else (pieces, b"")
+
+    def talk(http: httpx.Client) -> httpx.Response:
+        address = (http.base_url.host, http.base_url.port)
+        with socket.create_connection(address, timeout=DEADLINE_S) as line:
+            for piece in once:
+                line.sendall(piece)
+            line.settimeout(0.02)
+            received, deadline = b"", time.monotonic() + DEADLINE_S
+            while time.monotonic() < deadline:
+                try:
+                    line.sendall(again)
+                    if not (data := line.recv(65536)):
+                        return parsed(received)
+                    received += data
+                except TimeoutError:
+                    continue
+                except ConnectionError:
+                    return parsed(received)
+        raise AssertionError(f"still open: {received!r}")
+
+    return talk
+
+
+def parsed(received: bytes) -> httpx.Response:
+    """The last of the answers that were received."""
+    head, _, body = received[received.rindex(b"HTTP/1.1 ") :].partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = [tuple(line.split(": ", 1)) for line in lines]
+    return httpx.Response(int(first.split()[1]), headers=headers, content=body)
+
+
+def request(line: bytes, *headers: bytes, body: bytes = b"") -> bytes:
+    return b"\r\n".join([line, b"Host: here", *headers, b"", body])
+
+
 GOOD = safe(state())
+NO_JOB = "0" * 32
+FORM = b"Content-Type: multipart/form-data; boundary=b"
+JSON = b"Content-Type: application/json"
+CHUNKED = b"Transfer-Encoding: chunked"
+CHUNK = b"8000\r\n" + b"x" * 0x8000 + b"\r\n"
+PART = b'--b\r\nContent-Disposition: form-data; name="archive"; filename="a"\r\n\r\n'
+HEALTH = b"GET /health/live HTTP/1.1"
+DATASETS = b"POST /datasets HTTP/1.1"
+PREDICT = b"POST /predict HTTP/1.1"
 BOMB = zip_of({"archive/data.pkl": bytes(100 * MIB)})
 IMAGE = base64.b64encode(png()).decode()
 
@@ -532,6 +641,213 @@ CASES: dict[str, Case] = {
         "not-found",
         status=404,
     ),
+    # Jobs under control
+    "events of no job": Case(send("GET", f"/jobs/{NO_JOB}/events"), None, "not-found", status=404),
+    "events behind a word": Case(
+        send("GET", f"/jobs/{NO_JOB}/events", headers={"Last-Event-ID": "last"}),
+        "Last-Event-ID",
+        "invalid-input",
+    ),
+    "events behind a negative number": Case(
+        send("GET", f"/jobs/{NO_JOB}/events?after=-1"), "after", "invalid-input"
+    ),
+    "no job to cancel": Case(send("POST", f"/jobs/{NO_JOB}/cancel"), None, "not-found", status=404),
+    "parent path to cancel": Case(send("POST", "/jobs/%2e%2e/cancel"), "job_id", "invalid-input"),
+    "no job to retry": Case(send("POST", f"/jobs/{NO_JOB}/retry"), None, "not-found", status=404),
+    "no job to delete": Case(send("DELETE", f"/jobs/{NO_JOB}"), None, "not-found", status=404),
+    "id of no end": Case(send("GET", "/jobs/" + "a" * 5000), "job_id", "invalid-input"),
+    "cursor of zeros": Case(send("GET", "/jobs?cursor=%00%ff"), "cursor", "invalid-input"),
+    "cursor of SQL": Case(send("GET", "/jobs?cursor=' OR 1=1 --"), "cursor", "invalid-input"),
+    "page of a million": Case(send("GET", "/jobs?limit=1000000"), "limit", "invalid-input"),
+    "unknown state": Case(send("GET", "/jobs?state=lost"), "state.0", "invalid-input"),
+    "filter with a parent path": Case(send("GET", "/jobs?model=../x"), "model", "invalid-input"),
+    "key that is too long": Case(keyed(b"k" * 256), "Idempotency-Key", "invalid-input"),
+    "key of nothing": Case(keyed(b""), "Idempotency-Key", "invalid-input"),
+    "key with a space": Case(keyed(b"a b"), "Idempotency-Key", "invalid-input"),
+    "key in another encoding": Case(keyed(b"k\xe9"), "Idempotency-Key", "invalid-input"),
+    "dry run, perhaps": Case(dry_run("perhaps"), "dry_run", "invalid-input"),
+    "dry run on no dataset": Case(dry_run(dataset="plants"), "spec.dataset", "invalid-spec"),
+    "dry run with an impossible gate": Case(
+        dry_run(max_accuracy_drop=2), "spec.max_accuracy_drop", "invalid-spec"
+    ),
+    # Models under control
+    "alias with a parent path": Case(alias("%2e%2e"), "alias", "invalid-input"),
+    "alias that is taken for all time": Case(alias("latest"), "alias", "invalid-input"),
+    "alias with a slash": Case(alias("a%2fb"), None, "not-found", status=404),
+    "alias of an unknown version": Case(alias("live", 99), "version", "not-found", status=404),
+    "alias of an unknown model": Case(
+        alias("live", model="absent"), "name", "not-found", status=404
+    ),
+    "alias of a gigantic version": Case(alias("live", 10**40), "version", "invalid-input"),
+    "alias of a word": Case(alias("live", "one"), "version", "invalid-input"),
+    "alias body over the limit": Case(alias_body(b" " * MIB), None, "too-large", status=413),
+    "alias body that is no JSON": Case(alias_body(b"{"), None, "malformed-body", status=400),
+    "alias body of another type": Case(
+        alias_body(b"1", "text/plain"), "Content-Type", "unsupported-media-type", status=415
+    ),
+    "no alias to delete": Case(
+        send("DELETE", "/models/served/aliases/absent"), "alias", "not-found", status=404
+    ),
+    "no model to delete": Case(send("DELETE", "/models/absent"), "name", "not-found", status=404),
+    "no version to delete": Case(
+        send("DELETE", "/models/served/versions/99"), "version", "not-found", status=404
+    ),
+    "prediction by an impossible alias": Case(
+        predict(png(), version="../"), "version", "invalid-input"
+    ),
+    # More datasets
+    "root that nobody configured": Case(root(root="absent"), "root", "invalid-dataset"),
+    "root that is a path": Case(root(root="/etc"), "root", "invalid-input"),
+    "root with a parent path": Case(root(root="../.."), "root", "invalid-input"),
+    "root and more": Case(root(root="absent", more=1), "more", "invalid-input"),
+    "root in a list": Case(send("POST", "/datasets", json=[]), None, "invalid-input"),
+    "root in broken JSON": Case(
+        raw("/datasets", b"{", "application/json"), None, "malformed-body", status=400
+    ),
+    "root over the limit": Case(
+        raw("/datasets", b" " * MIB, "application/json"), None, "too-large", status=413
+    ),
+    "datasets behind nothing": Case(send("GET", "/datasets?cursor=%00"), "cursor", "invalid-input"),
+    "sheet of an unknown dataset": Case(
+        send("GET", "/datasets/absent/sheet"), "name", "not-found", status=404
+    ),
+    "sheet of a million": Case(
+        send("GET", "/datasets/animals/sheet?samples=1000000"), "samples", "invalid-input"
+    ),
+    "no dataset to delete": Case(
+        send("DELETE", "/datasets/absent"), "name", "not-found", status=404
+    ),
+    "arrays of objects": Case(
+        dataset(arrays(x_train=np.array([{}] * 4, object), y_train=np.zeros(4, np.int64))),
+        "archive",
+        "invalid-dataset",
+    ),
+    "array that lies about its shape": Case(
+        dataset(
+            arrays(x_train=grey(), y_train=np.array([0, 1, 0, 1])).replace(
+                b"(4, 8, 8)", b"(9, 9, 9)"
+            )
+        ),
+        "archive",
+        "invalid-dataset",
+    ),
+    "arrays cut short": Case(
+        dataset(arrays(x_train=grey(), y_train=np.array([0, 1, 0, 1]))[:-30]),
+        "archive",
+        "invalid-dataset",
+    ),
+    "arrays of no meaning": Case(dataset(arrays(a=grey())), "archive", "invalid-dataset"),
+    "arrays of NaN": Case(
+        dataset(arrays(x_train=np.full((4, 8, 8), np.nan), y_train=np.array([0, 1, 0, 1]))),
+        "archive",
+        "invalid-dataset",
+    ),
+    "labels below zero": Case(
+        dataset(arrays(x_train=grey(), y_train=np.array([0, 1, 0, -1]))),
+        "archive",
+        "invalid-dataset",
+    ),
+    "too few labels": Case(
+        dataset(arrays(x_train=grey(), y_train=np.array([0, 1]))), "archive", "invalid-dataset"
+    ),
+    "malicious pickle as CIFAR": Case(
+        dataset(cifar(pickle.dumps(Payload()))), "archive", "invalid-dataset"
+    ),
+    "text as CIFAR": Case(dataset(cifar(b"text")), "archive", "invalid-dataset"),
+    "CIFAR that lies about its images": Case(
+        dataset(cifar(pickle.dumps({b"data": b"12", b"labels": [1]}))), "archive", "invalid-dataset"
+    ),
+    # Connections
+    "no HTTP at all": Case(
+        wire(b"\x16\x03\x01\x02\x00" * 9), None, "malformed-request", status=400
+    ),
+    "head in drops": Case(wire(HEALTH + b"\r\n", b"x: y\r\n"), None, "request-timeout", status=408),
+    "head of no end": Case(
+        wire(HEALTH + b"\r\nx: ", b"y" * 0x4000), None, "malformed-request", status=400
+    ),
+    "line of no end": Case(wire(b"GET /", b"y" * 0x4000), None, "malformed-request", status=400),
+    "header without a name": Case(
+        wire(request(HEALTH, b": x")), None, "malformed-request", status=400
+    ),
+    "header with a zero": Case(
+        wire(request(HEALTH, b"x: a\x00b")), None, "malformed-request", status=400
+    ),
+    "no host": Case(wire(HEALTH + b"\r\n\r\n"), None, "malformed-request", status=400),
+    "two hosts": Case(wire(request(HEALTH, b"Host: there")), None, "malformed-request", status=400),
+    "two lengths": Case(
+        wire(request(PREDICT, b"Content-Length: 2", b"Content-Length: 3", body=b"{}")),
+        None,
+        "malformed-request",
+        status=400,
+    ),
+    "length below zero": Case(
+        wire(request(PREDICT, b"Content-Length: -1")), None, "malformed-request", status=400
+    ),
+    "length that claims gigabytes": Case(
+        wire(request(PREDICT, JSON, b"Content-Length: 9999999999"), b"{"),
+        None,
+        "too-large",
+        status=413,
+    ),
+    "length that is longer than the body": Case(
+        wire(request(PREDICT, JSON, b"Content-Length: 99"), b"{", b""),
+        None,
+        "request-timeout",
+        status=408,
+    ),
+    "archive that never comes": Case(
+        wire(request(DATASETS, FORM, b"Content-Length: 99"), b"--b\r\n", b""),
+        None,
+        "request-timeout",
+        status=408,
+    ),
+    "chunks of no end": Case(
+        wire(request(PREDICT, JSON, CHUNKED), CHUNK), None, "too-large", status=413
+    ),
+    "chunks of no end in a form": Case(
+        wire(request(DATASETS, FORM, CHUNKED), b"%x\r\n%b\r\n" % (len(PART), PART), CHUNK),
+        "archive",
+        "too-large",
+        status=413,
+    ),
+    "chunks of no end where there is no body": Case(
+        wire(request(b"DELETE /jobs/.. HTTP/1.1", CHUNKED), CHUNK),
+        "job_id",
+        "invalid-input",
+    ),
+    "chunk of no size": Case(
+        wire(request(PREDICT, JSON, CHUNKED, body=b"zz\r\n")), None, "malformed-request", status=400
+    ),
+    "body in drops": Case(
+        wire(request(PREDICT, JSON, CHUNKED), b"1\r\n \r\n"), None, "request-timeout", status=408
+    ),
+    "unknown coding": Case(
+        wire(request(PREDICT, JSON, b"Transfer-Encoding: gzip", body=b"x")),
+        None,
+        "malformed-request",
+        status=400,
+    ),
+    "JSON in another encoding": Case(
+        raw("/predict", '{"model": "served"}'.encode("utf-16"), "application/json"),
+        None,
+        "malformed-body",
+        status=400,
+    ),
+    "garbage behind a request": Case(
+        wire(request(HEALTH) + b"\x00\x01garbage\r\n\r\n"), None, "malformed-request", status=400
+    ),
+    "request of another age": Case(
+        wire(b"POST /predict HTTP/1.0\r\nContent-Type: text/plain\r\n\r\n"),
+        "Content-Type",
+        "unsupported-media-type",
+        status=415,
+    ),
+    "body that waits to be wanted": Case(
+        wire(request(PREDICT, b"Content-Type: text/plain", b"Expect: 100-continue", CHUNKED), b""),
+        "Content-Type",
+        "unsupported-media-type",
+        status=415,
+    ),
 }
 
 
@@ -572,3 +888,47 @@ def test_bad_input_is_told_and_leaves_nothing(service: Service, name: str) -> No
     assert "Traceback" not in json.dumps(problem)
     assert service.state() == before
     assert not MARKER.exists()
+
+
+def figures_of(service: Service) -> dict[str, Any]:
+    """What a process holds, beside its files: memory in MiB, handles, threads, children."""
+    found: dict[str, Any] = {}
+    for process in (service.app, service.worker):
+        folder = Path(f"/proc/{process.pid}")
+        status = dict(
+            line.split(":", 1) for line in (folder / "status").read_text().splitlines() if line
+        )
+        found[str(process.args[-1])] = {  # type: ignore[index]
+            "memory_mib": int(status["VmRSS"].split()[0]) / 1024,
+            "handles": len([*(folder / "fd").iterdir()]),
+            "threads": int(status["Threads"]),
+            "children": len(children(process.pid)),
+        }
+    return found
+
+
+def test_nothing_is_held_after_any_number_of_bad_requests(
+    service: Service, wait_until: Any
+) -> None:
+    def all_at_once() -> dict[str, Any]:
+        for case in CASES.values():
+            if not case.as_job:
+                case.send(service.http)
+        service.http.get("/health/live")
+        return figures_of(service)
+
+    warm = all_at_once()
+    all_at_once()
+
+    def as_before() -> bool:
+        # Idle connections and threads go after a while.
+        return all(
+            now["memory_mib"] <= then["memory_mib"] + 32
+            and now["handles"] <= then["handles"]
+            and now["threads"] <= then["threads"]
+            and now["children"] == 0
+            for now, then in zip(figures_of(service).values(), warm.values(), strict=True)
+        )
+
+    wait_until(as_before, f"what was held before: {warm}")
+    assert not [*service.scratch.iterdir()]

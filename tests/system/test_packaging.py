@@ -150,9 +150,9 @@ def test_the_health_check_follows_the_answer_of_the_service(service_at: Any) -> 
         assert (ran.returncode == 0) is healthy
 
 
-def test_the_compose_file_runs_app_worker_and_postgres(compose: Any) -> None:
+def test_the_compose_file_runs_the_service_and_what_watches_it(compose: Any) -> None:
     services = compose["services"]
-    assert set(services) == {"app", "worker", "postgres"}
+    assert set(services) == {"app", "worker", "postgres", "prometheus", "grafana"}
     assert services["app"]["command"] == ["serve"]
     assert services["worker"]["command"] == ["worker"]
     assert services["postgres"]["image"].startswith("postgres:")
@@ -164,7 +164,7 @@ def test_app_and_worker_share_image_volume_and_database(compose: Any) -> None:
     for member in ("build", "image", "volumes", "environment", "depends_on", "init"):
         assert app[member] == worker[member]
     assert app["volumes"] == ["data:/data"]
-    assert set(compose["volumes"]) == {"data", "postgres"}
+    assert set(compose["volumes"]) == {"data", "postgres", "prometheus", "grafana"}
     url = app["environment"]["BITPRESS_DATABASE_URL"]
     assert re.fullmatch(
         r"postgresql://bitpress:\$\{POSTGRES_PASSWORD:\?[^}]+\}@postgres:5432/bitpress", url
@@ -181,8 +181,48 @@ def test_nothing_starts_before_the_database_is_ready(compose: Any) -> None:
 
 
 def test_only_this_machine_reaches_the_service(compose: Any) -> None:
-    assert compose["services"]["app"]["ports"] == ["127.0.0.1:8000:8000"]
-    assert "ports" not in compose["services"]["postgres"]
+    open_to = {name: one.get("ports", []) for name, one in compose["services"].items()}
+    assert open_to == {
+        "app": ["127.0.0.1:8000:8000"],
+        "worker": [],
+        "postgres": [],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
+
+
+def test_what_watches_the_service_is_pinned_and_cannot_change_its_configuration(
+    compose: Any,
+) -> None:
+    for name in ("prometheus", "grafana"):
+        service = compose["services"][name]
+        assert re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+        assert service["healthcheck"]["test"][0] == "CMD"
+        for volume in service["volumes"]:
+            source, target, *mode = volume.split(":")
+            if source.startswith("./"):
+                assert mode == ["ro"]
+                assert (ROOT / source).is_dir()
+            else:
+                assert source == name
+                assert target.startswith("/")
+    config = next(one for one in compose["services"]["prometheus"]["command"] if "config" in one)
+    assert config == "--config.file=/etc/prometheus/prometheus.yml"
+    assert (ROOT / "deploy/prometheus/prometheus.yml").is_file()
+
+
+def test_nobody_looks_at_grafana_without_a_password_that_was_chosen(compose: Any) -> None:
+    environment = compose["services"]["grafana"]["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
+    assert environment["GF_USERS_ALLOW_SIGN_UP"] == "false"
+    assert re.fullmatch(
+        r"\$\{GRAFANA_PASSWORD:\?[^}]+\}", environment["GF_SECURITY_ADMIN_PASSWORD"]
+    )
+    # Whatever else is a secret comes from the environment as well.
+    text = (ROOT / "docker-compose.yml").read_text()
+    for line in text.splitlines():
+        if "PASSWORD" in line and not line.startswith("#"):
+            assert ":?" in line, line
 
 
 def made(target: str) -> str:
@@ -201,7 +241,7 @@ def made(target: str) -> str:
 
 
 def test_every_target_installs_into_the_projects_own_environment_first() -> None:
-    for target in ("install", "demo", "test", "test-fast", "lint"):
+    for target in ("install", "demo", "test", "test-fast", "lint", "docs"):
         commands = made(target)
         assert "'python3.11' -m venv --clear .venv" in commands
         assert ".venv/bin/python -m pip install -c constraints.txt -e '.[dev]'" in commands
@@ -272,16 +312,88 @@ def test_ci_says_where_it_did_not_come_to_the_tests(tmp_path: Path) -> None:
     assert ran.stdout.splitlines()[-1] == "pytest did not run"
 
 
-def run_ci(tmp_path: Path, make: str) -> "subprocess.CompletedProcess[str]":
-    """Run .ci/run with another make in its place."""
+# Notes how it was called, and whether services may be started meanwhile.
+APT_GET = """#!/bin/sh
+allowed=$(test -x "$POLICY_RC_D" && ! "$POLICY_RC_D" && echo no || echo yes)
+echo "$* (services: $allowed)" >> "$NOTES"
+exit {code}
+"""
+USED_BY_CI = (
+    "bash",
+    "cat",
+    "chmod",
+    "dirname",
+    "grep",
+    "mktemp",
+    "rm",
+    "sh",
+    "tail",
+    "tee",
+    "timeout",
+)
+QUIET_MAKE = "#!/bin/sh\necho '1 passed in 0.01s'\n"
+
+
+@pytest.mark.parametrize("code", [0, 100])
+def test_ci_installs_what_tests_need_where_it_may_and_starts_no_service(
+    tmp_path: Path, code: int
+) -> None:
+    ran = run_ci(tmp_path, QUIET_MAKE, user="0", apt_get=APT_GET.format(code=code))
+    assert ran.returncode == 0
+    assert ran.stdout.splitlines()[-1] == "1 passed in 0.01s"
+    notes = (tmp_path / "notes").read_text().splitlines()
+    install = "install -y --no-install-recommends {} (services: no)"
+    packages = [install.format(name) for name in ("prometheus", "chromium")]
+    # Without lists of packages nothing can be installed, and the tests are run all the same.
+    assert notes == ["update (services: yes)", *([] if code else packages)]
+    assert not (tmp_path / "policy").exists()
+
+
+def test_ci_leaves_the_systems_own_policy_on_services_as_it_is(tmp_path: Path) -> None:
+    policy = tmp_path / "policy"
+    policy.write_text("#!/bin/sh\nexit 101\n# of this machine\n")
+    policy.chmod(0o755)
+    assert run_ci(tmp_path, QUIET_MAKE, user="0", apt_get=APT_GET.format(code=0)).returncode == 0
+    assert policy.read_text().endswith("# of this machine\n")
+
+
+def test_ci_installs_nothing_for_who_is_not_root(tmp_path: Path) -> None:
+    ran = run_ci(tmp_path, QUIET_MAKE, user="1000", apt_get=APT_GET.format(code=0))
+    assert ran.returncode == 0
+    assert not (tmp_path / "notes").exists()
+
+
+def test_ci_installs_nothing_that_is_there(tmp_path: Path) -> None:
+    assert run_ci(tmp_path, QUIET_MAKE).returncode == 0
+    assert not (tmp_path / "notes").exists()
+
+
+def run_ci(
+    tmp_path: Path, make: str, *, user: str = "1000", apt_get: str | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run .ci/run with another make in its place, by a ``user``.
+
+    With ``apt_get`` neither Prometheus nor a browser is installed, and this is what installs.
+    """
     script = ROOT / ".ci/run"
     assert script.stat().st_mode & stat.S_IXUSR
-    (tmp_path / "make").write_text(make)
-    (tmp_path / "make").chmod(0o755)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    scripts = {"make": make, "id": f"#!/bin/sh\necho {user}\n"}
+    scripts |= (
+        dict.fromkeys(("promtool", "chromium"), "#!/bin/sh\n")
+        if apt_get is None
+        else {"apt-get": apt_get}
+    )
+    for name, text in scripts.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    for name in USED_BY_CI:
+        (programs / name).symlink_to(str(shutil.which(name)))
+    mine = {"PATH": str(programs), "NOTES": str(tmp_path / "notes")}
     return subprocess.run(
         [script],
-        env={**os.environ, "PATH": path},
+        env={**os.environ, **mine, "POLICY_RC_D": str(tmp_path / "policy")},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -3,13 +3,14 @@
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from store.database import prepare_database
+from store.database import open_engine, prepare_database
 from store.job_record import Job
 from store.jobs import JobStore
 from store.specs import parse_spec
@@ -136,3 +137,18 @@ def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service
         service.start()
         yield service
         service.close()
+
+
+@pytest.fixture
+def set_attempts(service: Service) -> Iterator[Callable[[int], None]]:
+    """Have all jobs been started so many times: ``set_attempts(count)``."""
+    engine = open_engine(service.settings.database_url)
+    schema = "" if engine.dialect.name == "sqlite" else "dbos."
+    statement = sa.text(f"UPDATE {schema}workflow_status SET recovery_attempts = :count")
+
+    def set_them(count: int) -> None:
+        with engine.begin() as connection:
+            connection.execute(statement, {"count": count})
+
+    yield set_them
+    engine.dispose()

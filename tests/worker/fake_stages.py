@@ -52,8 +52,22 @@ def _step(context: StageContext, name: str) -> None:
         (folder / f"waiting-{name}-{os.getpid()}").touch()
         while not (folder / f"open-{name}").exists():
             threading.Event().wait(0.01)
+    elif fate in ("once", "full once"):
+        # Fails, but not when it is tried again.
+        failed = Path(str(context.spec.architecture_parameters["once"])) / f"failed-{name}"
+        if not failed.exists():
+            failed.touch()
+            behave("killed" if fate == "once" else "disk")
+    elif fate == "write":
+        # A file that is never finished.
+        context.files.write(f"{name}.half", _begin)
     elif fate is not None:
         behave(str(fate))
+
+
+def _begin(path: Path) -> None:
+    path.write_bytes(b"begun")
+    threading.Event().wait()
 
 
 def prepare(context: StageContext) -> Mapping[str, Step]:
@@ -71,7 +85,9 @@ def calibrate(context: StageContext) -> Mapping[str, Step]:
         name = arguments["name"]
         for role in ("model", *(f"layer:{done}" for done in LAYERS[: LAYERS.index(name)])):
             context.files.resolve(FileRef.from_json(arguments["files"][role]))
-        progress(0.5, f"sweep 1 of {name}")
+        for sweep in (0, 1):
+            details = {"event": "sweep", "layer": name, "base": 1, "sweep": sweep, "loss": 0.5}
+            progress(0.5, f"sweep {sweep} of {name}", details)
         _step(context, name)
         ref = context.files.write(f"layers/{name}.safetensors", lambda p: _fill(p, name.encode()))
         return {"name": name, "losses": [1.0, 0.5], "files": {f"layer:{name}": ref.to_json()}}
@@ -138,15 +154,29 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
             "epochs": arguments["epochs"],
             "seed": context.spec.seed,
         }
+        gate = context.spec.architecture_parameters.get("drop")
         return {
+            "gate": None if gate is None else _gate(float(str(gate))),
             "files": {
                 "artifact": write(f"staged/{ARTIFACT}", b"artifact"),
                 "predictions": write(f"staged/{PREDICTIONS}", b"{}"),
                 "measured": write("measured.json", json.dumps(measured).encode()),
-            }
+            },
         }
 
     return {"evaluate": evaluate}
+
+
+def _gate(drop: float) -> dict[str, Any]:
+    """What is measured where a drop of 0.01 is allowed."""
+    return {
+        "max_accuracy_drop": 0.01,
+        "images": 4000,
+        "full_precision": 0.9,
+        "packed": 0.9 - drop,
+        "drop": drop,
+        "passed": drop <= 0.01,
+    }
 
 
 def _fill(path: Path, content: bytes) -> None:

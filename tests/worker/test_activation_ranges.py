@@ -165,7 +165,7 @@ def images():
     return torch.randn(10, 3, 6, 6, generator=torch.Generator().manual_seed(0)) + 0.5
 
 
-def quiet(fraction, message):
+def quiet(fraction, message, details=None):
     assert 0 <= fraction <= 1 and message
 
 

@@ -41,7 +41,7 @@ class Nothing:
     def __init__(self) -> None:
         self.calls: list[tuple[float, str]] = []
 
-    def __call__(self, fraction: float, message: str) -> None:
+    def __call__(self, fraction: float, message: str, details: object = None) -> None:
         self.calls.append((fraction, message))
 
 

@@ -150,7 +150,7 @@ def binarize(
     seen: Tensor,
     targets: Tensor,
     weight: Tensor,
-    report: Callable[[float, str], None] = lambda *_: None,
+    report: Callable[..., None] = lambda *_: None,
     seed: int = 0,
     **options: object,
 ) -> BinaryFilters:
@@ -213,23 +213,35 @@ def test_the_loss_reported_last_is_that_of_what_is_handed_over(bases: int) -> No
 
 @pytest.mark.parametrize("sweeps", [0, 3, 100])
 def test_progress_goes_forward_and_counts_the_sweeps_of_each_start(sweeps: int) -> None:
-    told: list[tuple[float, str]] = []
+    told: list[tuple[float, str, dict[str, Any]]] = []
     seen, targets, weight = problem(14, 40)
     starts = ("sign", "random")
     options = {"sweeps": sweeps, "bit_pairs": 8, "bases": 2, "bases_above": 0.0}
-    binarize(
+    found = binarize(
         *(seen, targets, weight, lambda *one: told.append(one)),
         starts=starts,
         bases_budget=1.0,
         **options,
     )
-    fractions = [fraction for fraction, _ in told]
+    fractions = [fraction for fraction, _, _ in told]
     assert fractions == sorted(fractions) and fractions[-1] == 1
-    assert [text.split("after ")[-1] for _, text in told].count("0 sweeps") == len(starts)
+    assert [text.split("after ")[-1] for _, text, _ in told].count("0 sweeps") == len(starts)
     if sweeps == 100:
         # The first of 100 sweeps of the first of two starts.
         assert fractions[1] == pytest.approx(1 / 200)
+    # Every sweep is told once, by its number in the layer, and says which basis it was over.
+    sweeps_told = [event for _, _, event in told if event["event"] == "sweep"]
+    assert [event["sweep"] for event in sweeps_told] == list(range(len(told)))
+    bases = [event["base"] for event in sweeps_told]
+    first = bases.index(2)
+    assert bases[:first] == [1] * first
+    assert set(bases[first:]) == {1, 2}
+    # At the end of each start a filter may yet be given what another start has found for it.
+    pairs = list(zip(found.losses[:first], sweeps_told[:first], strict=True))
+    assert all(kept <= event["loss"] for kept, event in pairs)
+    assert sum(kept < event["loss"] for kept, event in pairs) <= len(starts)
     assert told[-1][1].endswith("with 2 bases")
+    assert sweeps_told[-1]["loss"] >= found.losses[-1] - 1e-6
 
 
 @pytest.mark.parametrize("samples", [200, 8])
@@ -340,8 +352,13 @@ def test_no_further_basis_raises_the_loss(eliminate: bool, samples: int) -> None
     bases = Bases.of(statistics, first)
     path = [bases.loss(statistics)]
     for count in (2, 3, 4):
-        add_basis(statistics, bases, weight, 8, eliminate=eliminate)
+        told = list(add_basis(statistics, bases, weight, 8, eliminate=eliminate))
         path.append(bases.loss(statistics))
+        # The new basis, then each once more; the scales are fitted after the last sweep.
+        assert [number for number, _ in itertools.groupby(number for number, _ in told)] == [
+            *(count, *range(1, count + 1)),
+        ]
+        assert told[-1][1] >= path[-1] - 1e-6
         assert bases.codes.shape == (count, 24, FILTERS)
         assert (bases.scales >= 0).all()
         combined = torch.einsum("kn,ksn->sn", bases.scales, bases.codes.double())

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from worker.image_cache import DecodedDataset
 SPEC = InputSpec(1, 2, 2, (0.0,), (1.0,), (0.0, 255.0))
 
 
-def ignore(fraction: float, message: str) -> None:
+def ignore(fraction: float, message: str, details: object = None) -> None:
     pass
 
 
@@ -41,17 +42,21 @@ def halves(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("batch_images", [1, 3, 7, 100])
 def test_logits_come_in_the_order_of_the_images(images: ImageSet, batch_images: int) -> None:
-    seen: list[tuple[float, str]] = []
+    seen: list[tuple[float, str, dict[str, Any]]] = []
     logits = predict_logits(
         halves, images, SPEC, lambda *call: seen.append(call), batch_images=batch_images
     )
     assert logits.dtype == np.float32
     np.testing.assert_array_equal(logits[:, 0], [7, 1, 2, 3, 9, 0, 4])
     np.testing.assert_array_equal(logits[:, 1], logits[:, 0] / 2)
-    fractions = [fraction for fraction, _ in seen]
+    fractions = [fraction for fraction, _, _ in seen]
     assert len(fractions) == -(-7 // batch_images)
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
+    assert [details["images"] for _, _, details in seen] == [
+        min(done * batch_images, 7) for done in range(1, len(seen) + 1)
+    ]
+    assert all(details["images_per_second"] > 0 for _, _, details in seen)
 
 
 def test_no_gradients_are_kept(images: ImageSet) -> None:

@@ -1,6 +1,7 @@
 """The forms of a network, measured: what the layout and the rounding change, and what not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,14 +61,21 @@ def test_the_layout_changes_nothing_but_the_order_of_sums(bases: int) -> None:
 
 def test_every_form_answers_to_every_image_and_tells_how_far_it_is() -> None:
     reports: list[float] = []
+    told: list[Mapping[str, Any]] = []
+
+    def progress(done: float, _message: str, details: Mapping[str, Any] | None = None, /) -> None:
+        reports.append(done)
+        told.append(details or {})
+
     forms = {"one": channels_last(network()), "other": network()}
     # More images than a batch holds.
-    found = logits_of_forms(forms, images(230), SPEC, lambda done, _: reports.append(done))
+    found = logits_of_forms(forms, images(230), SPEC, progress)
     assert list(found) == ["one", "other"]
     assert found["one"].shape == found["other"].shape == (230, 4)
     assert np.allclose(found["one"], found["other"], rtol=1e-4, atol=1e-4)
     assert reports == sorted(reports)
     assert reports[-1] == 1.0
+    assert all(details["forms"] == ["one", "other"] for details in told)
 
 
 def test_without_rounding_a_copy_takes_its_inputs_as_they_are() -> None:

@@ -54,11 +54,19 @@ def test_a_damaged_file_is_not_taken(tmp_path: Path, files: JobFiles) -> None:
         JobFiles(tmp_path, "job-1").resolve(ref)
 
 
-def test_what_an_interrupted_write_left_is_removed(files: JobFiles) -> None:
+def test_what_an_interrupted_write_left_is_found_and_removed(files: JobFiles) -> None:
+    assert files.temporary() == []
     files.write("layers/conv1", fill(b"kept"))
-    (files.folder / "layers" / ".conv2.0123.tmp").write_bytes(b"half")
-    files.remove_temporary()
+    left = files.folder / "layers" / ".conv2.0123.tmp"
+    left.write_bytes(b"half")
+    found = files.temporary()
+    assert found == [left]
+    newer = files.folder / ".model.4567.tmp"
+    newer.write_bytes(b"of another run")
+    files.remove(found)
+    files.remove(found)
     assert [path.name for path in (files.folder / "layers").iterdir()] == ["conv1"]
+    assert files.temporary() == [newer]
 
 
 def test_only_what_is_named_is_kept(files: JobFiles) -> None:

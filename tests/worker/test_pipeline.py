@@ -197,12 +197,6 @@ def test_a_crash_fails_the_job_and_keeps_the_finished_steps(
     assert shared_service.files(job.id) == ["layers/first.safetensors", "model.safetensors"]
 
 
-def test_a_full_disk_fails_the_job_and_gives_the_space_back(shared_service: Service) -> None:
-    job = shared_service.finished(shared_service.submit(third="disk"))
-    assert job.problem["type"].endswith("storage-exhausted")
-    assert not (shared_service.settings.jobs_dir / job.id).exists()
-
-
 def test_stages_are_counted_over_all_jobs(shared_service: Service) -> None:
     before = shared_service.jobs.stage_totals()
     shared_service.finished(shared_service.submit())

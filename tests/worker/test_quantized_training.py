@@ -34,7 +34,7 @@ class Pixels:
         return self._pixels[start:stop]
 
 
-def silent(_fraction, _message):
+def silent(_fraction, _message, _details=None):
     """Report to nobody."""
 
 

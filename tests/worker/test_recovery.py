@@ -45,23 +45,40 @@ class Queue:
         return jobs
 
 
-def reaper_of(leases: WorkerLeases, queue: Queue, executor_id: str = "me") -> Reaper:
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def reaper_of(leases: WorkerLeases, queue: Queue, clock: Clock | None = None) -> Reaper:
     return Reaper(
         leases,
-        executor_id,
+        "me",
         every_s=60.0,
+        ttl_s=30.0,
+        clock=clock or Clock(),
         owners=queue.owners_of_running_jobs,
         requeue=queue.requeue_jobs_of,
     )
 
 
-def test_only_jobs_of_workers_without_a_live_lease_are_taken_over(leases: WorkerLeases) -> None:
+def test_only_jobs_of_workers_without_a_live_lease_are_taken_over(
+    leases: WorkerLeases, caplog: pytest.LogCaptureFixture
+) -> None:
     renew(leases, "me")
     renew(leases, "busy")
     renew(leases, "frozen", ttl_s=-1)
     queue = Queue({"mine": "me", "theirs": "busy", "stuck": "frozen", "lost": "never seen"})
     assert sorted(reaper_of(leases, queue).look()) == ["lost", "stuck"]
     assert sorted(queue.requeued) == ["lost", "stuck"]
+    # A worker that was stopped has no lease either: nobody is called dead.
+    told = [record.__dict__ for record in caplog.records if record.msg == "job taken over"]
+    assert {one["job"]: one["left_by"] for one in told} == {
+        "lost": ["frozen", "never seen"],
+        "stuck": ["frozen", "never seen"],
+    }
 
 
 def test_nobody_is_declared_dead_by_one_whose_own_lease_has_run_out(leases: WorkerLeases) -> None:
@@ -71,6 +88,72 @@ def test_nobody_is_declared_dead_by_one_whose_own_lease_has_run_out(leases: Work
     queue = Queue({"theirs": "other"})
     assert reaper_of(leases, queue).look() == []
     assert queue.requeued == []
+
+
+def test_after_the_database_was_away_others_get_the_time_to_come_back(
+    leases: WorkerLeases,
+) -> None:
+    """The first to renew its lease sees none but its own, though nobody is dead."""
+    clock = Clock()
+    renew(leases, "me")
+    renew(leases, "dead", ttl_s=-1)
+    renew(leases, "slow", ttl_s=-1)
+    queue = Queue({})
+    reaper = reaper_of(leases, queue, clock)
+    reaper.look()
+    queue.owners = {"theirs": "slow", "lost": "dead"}
+    clock.now += 31.0
+    assert reaper.look() == []
+    clock.now += 5.0
+    renew(leases, "slow")
+    assert reaper.look() == []
+    clock.now += 26.0
+    assert reaper.look() == ["lost"]
+    assert queue.requeued == ["lost"]
+
+
+def test_after_a_look_that_failed_others_get_the_time_to_come_back(leases: WorkerLeases) -> None:
+    clock = Clock()
+    renew(leases, "me")
+    queue = Queue({"lost": "dead"})
+    away = [False]
+
+    def owners() -> Collection[str]:
+        if away[0]:
+            raise OSError("the database is away")
+        return queue.owners_of_running_jobs()
+
+    reaper = Reaper(
+        leases,
+        "me",
+        every_s=60.0,
+        ttl_s=30.0,
+        clock=clock,
+        owners=owners,
+        requeue=queue.requeue_jobs_of,
+    )
+    away[0] = True
+    with pytest.raises(OSError, match="away"):
+        reaper.look()
+    away[0] = False
+    for _ in range(6):
+        clock.now += 5.0
+        assert reaper.look() == []
+    clock.now += 5.0
+    assert reaper.look() == ["lost"]
+
+
+def test_whose_own_lease_had_run_out_waits_for_the_others(leases: WorkerLeases) -> None:
+    clock = Clock()
+    renew(leases, "me", ttl_s=-1)
+    queue = Queue({"lost": "dead"})
+    reaper = reaper_of(leases, queue, clock)
+    assert reaper.look() == []
+    renew(leases, "me")
+    clock.now += 5.0
+    assert reaper.look() == []
+    clock.now += 26.0
+    assert reaper.look() == ["lost"]
 
 
 def test_a_worker_that_starts_during_the_look_is_not_taken_for_dead(leases: WorkerLeases) -> None:
@@ -87,6 +170,7 @@ def test_a_worker_that_starts_during_the_look_is_not_taken_for_dead(leases: Work
         leases,
         "me",
         every_s=60.0,
+        ttl_s=30.0,
         owners=owners_and_then_a_newcomer,
         requeue=queue.requeue_jobs_of,
     )
@@ -103,7 +187,7 @@ def test_a_reaper_looks_at_once_and_survives_its_failures(leases: WorkerLeases) 
         looks.release()
         raise OSError("the database is away")
 
-    reaper = Reaper(leases, "me", every_s=0.01, owners=owners)
+    reaper = Reaper(leases, "me", every_s=0.01, ttl_s=30.0, owners=owners)
     reaper.start()
     try:
         assert all(looks.acquire(timeout=10) for _ in range(3))
@@ -124,6 +208,36 @@ def test_a_lease_is_renewed_while_held_and_gone_when_released(
     finally:
         lease.release()
     assert leases.live() == frozenset()
+
+
+def test_a_beat_that_was_under_way_does_not_take_the_lease_up_again(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs in the database for longer than the end of its thread is waited for."""
+    monkeypatch.setattr("worker.repeating._JOIN_S", 0.01)
+    engine = open_engine(sqlite_url)
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(WorkerLeases):
+        def renew(self, *arguments: Any, **options: Any) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                begun.set()
+                assert go_on.wait(30)
+            super().renew(*arguments, **options)
+
+    leases = Slow(engine)
+    lease = Lease(leases, "me", beat_s=0.01, ttl_s=60.0)
+    lease.take()
+    assert begun.wait(30)
+    lease.release()
+    assert leases.live() == frozenset()
+    go_on.set()
+    lease._beat._thread.join(30)
+    assert not lease._beat._thread.is_alive()
+    assert leases.live() == frozenset()
+    lease._renew()
+    assert leases.live() == frozenset()
+    engine.dispose()
 
 
 def test_every_start_of_a_worker_has_an_id_of_its_own() -> None:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ IsRunning = Callable[[int], bool]
 SPEC = {"name": "digits", "architecture": "digits_cnn", "dataset": "digits"}
 
 
-def ignore(_fraction: float, _message: str) -> None:
+def ignore(_fraction: float, _message: str, _details: object = None) -> None:
     """Report to nobody."""
 
 
@@ -95,7 +95,7 @@ def test_a_database_password_does_not_reach_the_child(settings: WorkerSettings) 
 def test_progress_is_reported_while_the_step_runs(process: StageProcess, tmp_path: Path) -> None:
     reports: list[tuple[float, str]] = []
 
-    def report(fraction: float, message: str) -> None:
+    def report(fraction: float, message: str, details: object = None) -> None:
         reports.append((fraction, message))
         if message:
             (tmp_path / "seen").touch()
@@ -148,7 +148,7 @@ def test_whatever_the_report_raises_kills_the_child(
 ) -> None:
     pids: list[int] = []
 
-    def report(_fraction: float, message: str) -> None:
+    def report(_fraction: float, message: str, _details: object = None) -> None:
         if message:
             assert process.pid is not None
             pids.append(process.pid)
@@ -164,7 +164,7 @@ def test_a_stop_kills_the_child_in_the_midst_of_a_step(
 ) -> None:
     pids: list[int] = []
 
-    def report(_fraction: float, message: str) -> None:
+    def report(_fraction: float, message: str, _details: object = None) -> None:
         if message:
             assert process.pid is not None
             pids.append(process.pid)
@@ -180,7 +180,7 @@ def test_a_child_that_dies_while_we_stop_is_no_crash(
 ) -> None:
     """Ctrl-C and a container's stop may reach the child first."""
 
-    def report(_fraction: float, message: str) -> None:
+    def report(_fraction: float, message: str, _details: object = None) -> None:
         if message:
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)
@@ -194,7 +194,7 @@ def test_a_child_that_dies_while_we_stop_is_no_crash(
 def test_signals_to_the_whole_group_are_left_to_the_worker(
     process: StageProcess, number: signal.Signals, tmp_path: Path
 ) -> None:
-    def report(_fraction: float, message: str) -> None:
+    def report(_fraction: float, message: str, _details: object = None) -> None:
         if message:
             assert process.pid is not None
             os.kill(process.pid, number)
@@ -214,7 +214,7 @@ context = context_json("job", spec, WorkerSettings(data_dir=sys.argv[1]))
 process = StageProcess("fake_stages:probe", context, threads=1, stop=threading.Event(),
                        report_every_s=0.01)
 
-def report(fraction, message):
+def report(fraction, message, details=None):
     if message:
         sys.stdout.write(f"{process.pid}\\n")
         sys.stdout.flush()
@@ -243,3 +243,25 @@ def test_the_child_dies_with_its_parent(
 def test_the_worker_itself_never_imports_torch() -> None:
     code = "import sys, worker.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+def test_every_event_comes_through_however_fast_they_follow(
+    fake_stages: dict[str, str], settings: WorkerSettings, stop: threading.Event
+) -> None:
+    context = context_json("job", SPEC, settings)
+    events: list[Mapping[str, Any]] = []
+    reports: list[Mapping[str, Any]] = []
+
+    def report(
+        _fraction: float, _message: str, details: Mapping[str, Any] | None = None, /
+    ) -> None:
+        reports.append(details or {})
+
+    with StageProcess(
+        "telling_stages:tell", context, threads=1, stop=stop, report_every_s=0.01
+    ) as process:
+        assert process.call("tell", {"events": 500}, report, events.append) == {}
+    assert [event["sweep"] for event in events] == list(range(500))
+    assert all(event["event"] == "sweep" and event["layer"] == "conv1" for event in events)
+    # Of progress that follows so fast, hardly any is passed on; the rest is worth nothing.
+    assert len([one for one in reports if "images_per_second" in one]) < 100

@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,14 +25,20 @@ from store.errors import (
 from store.specs import METHODS, parse_spec
 from store.uploads import UploadStore
 from worker.calibration import load_layer
+from worker.data import ImageSet
+from worker.forms import logits_of_forms
+from worker.gate import judge
 from worker.job_files import FileRef, JobFiles
+from worker.networks import input_spec
 from worker.settings import WorkerSettings
 from worker.stage_context import StageContext
+from worker.stages import evaluate as evaluation_stage
 from worker.stages.calibrate import calibrate
 from worker.stages.evaluate import evaluate
 from worker.stages.fine_tune import fine_tune
 from worker.stages.pack import pack
 from worker.stages.prepare import prepare
+from worker.stages.surroundings import dataset_of, networks_of, splits_of
 from worker.training.processes import this_device
 
 CLASSES = ("dark", "light", "striped")
@@ -91,7 +97,7 @@ def context_of(settings: WorkerSettings, job_id: str, **changes: Any) -> StageCo
     return StageContext(job_id, parse_spec(spec), settings, JobFiles(settings.data_dir, job_id))
 
 
-def silent(_fraction: float, _message: str) -> None:
+def silent(_fraction: float, _message: str, _details: object = None) -> None:
     """Report to nobody."""
 
 
@@ -117,9 +123,10 @@ class Run:
 
     def all(self, *, interrupted: bool = False) -> Mapping[str, Any]:
         """Run a whole job; interrupted, every layer has a process of its own."""
-        prepared = self.step(prepare(self.fresh())["prepare"])
+        self.prepared = prepared = self.step(prepare(self.fresh())["prepare"])
         steps = calibrate(self.fresh())
-        layers = []
+        self.layers: list[dict[str, Any]] = []
+        layers = self.layers
         for name in prepared["layers"]:
             if interrupted:
                 steps = calibrate(self.fresh())
@@ -135,7 +142,7 @@ class Run:
         epochs = self.fine_tuned(interrupted)
         self.step(pack(self.fresh())["pack"])
         known = {"prepared": prepared, "layers": layers, "epochs": epochs}
-        self.step(evaluate(self.fresh())["evaluate"], **known)
+        self.evaluated = self.step(evaluate(self.fresh())["evaluate"], **known)
         return dict(json.loads(self.read("measured")))
 
     def fine_tuned(self, interrupted: bool) -> list[dict[str, Any]]:
@@ -183,6 +190,85 @@ def test_a_job_measures_what_it_made(settings: WorkerSettings) -> None:
     assert len(answers["images"]) == report["test_images"]
     right = sum(image["label"] == image["class"] for image in answers["images"])
     assert right / len(answers["images"]) == report["accuracy"]["packed"]
+
+
+def right_on_validation_images(run: Run, predict: Callable[[torch.Tensor], torch.Tensor]) -> float:
+    """Return the share of the job's validation images that ``predict`` answers rightly."""
+    val = splits_of(run.fresh(), silent).val
+    with torch.inference_mode():
+        (images,) = val.batches(input_spec(run.context.spec), len(val))
+        answers = predict(images).argmax(dim=1).numpy()
+    return float(np.mean(answers == val.labels))
+
+
+def test_the_gate_judges_what_will_be_served_by_the_validation_images(
+    settings: WorkerSettings,
+) -> None:
+    run = Run(context_of(settings, "gated", max_accuracy_drop=1))
+    gate = run.all()["gate"]
+    assert gate == run.evaluated["gate"]
+    networks = networks_of(run.fresh(), dataset_of(run.fresh()))
+    before = right_on_validation_images(run, networks.full_precision(run.files))
+    served = runtime.load(artifact.decode(run.read("artifact")), runtime.choose())
+    after = right_on_validation_images(run, served.run)
+    assert (gate["full_precision"], gate["packed"]) == (before, after)
+    assert gate["drop"] == pytest.approx(before - after)
+    assert gate["images"] == len(splits_of(run.fresh(), silent).val)
+    assert gate["passed"] and gate["max_accuracy_drop"] == 1
+
+
+def test_a_model_that_loses_too_much_is_reported_all_the_same(
+    settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No network is so much better than its original.
+    monkeypatch.setattr(evaluation_stage, "judge", lambda _limit, *given: judge(-2, *given))
+    run = Run(context_of(settings, "too-bad", max_accuracy_drop=0))
+    report = run.all()
+    assert report["gate"] == run.evaluated["gate"]
+    assert report["gate"]["passed"] is False
+    assert {"accuracy", "bytes", "classes", "latency"} <= set(report)
+    assert set(run.evaluated["files"]) == {"artifact", "predictions", "measured"}
+
+
+def test_without_a_gate_nothing_but_the_test_images_is_answered(
+    settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: list[int] = []
+
+    def noting(forms: Any, images: ImageSet, *rest: Any) -> Any:
+        answered.append(len(images))
+        return logits_of_forms(forms, images, *rest)
+
+    monkeypatch.setattr(evaluation_stage, "logits_of_forms", noting)
+    run = Run(context_of(settings, "gateless"))
+    report = run.all()
+    assert report["gate"] is None and run.evaluated["gate"] is None
+    assert answered == [report["test_images"]]
+
+
+def test_the_latency_stands_in_the_report_and_not_in_the_artifact(
+    settings: WorkerSettings,
+) -> None:
+    run = Run(context_of(settings, "timed"))
+    latency = run.all()["latency"]
+    assert (latency["threads"], latency["batch"]) == (settings.worker_threads, 1)
+    assert latency["repeats"] >= 3
+    assert latency["packed_ms"] > 0
+    # None where this machine has other things to do.
+    assert latency["speedup"] in (None, latency["float_ms"] / latency["packed_ms"])
+    assert b"latency" not in run.read("artifact") and b"_ms" not in run.read("artifact")
+
+
+def test_progress_of_an_evaluation_only_grows(settings: WorkerSettings) -> None:
+    run = Run(context_of(settings, "progressing", max_accuracy_drop=1))
+    run.all()
+    seen: list[float] = []
+    known = {"prepared": run.prepared, "layers": run.layers, "epochs": []}
+    evaluate(run.fresh())["evaluate"](
+        {**known, "files": run.files}, lambda fraction, *_: seen.append(fraction)
+    )
+    assert seen == sorted(seen) and seen[-1] == 1.0
+    assert 0 < min(fraction for fraction in seen if fraction) < 0.9
 
 
 def test_an_artifact_tells_where_it_comes_from_but_not_which_job_made_it(

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -37,7 +36,7 @@ REPOSITORY = Path(__file__).parents[2]
 IMAGES = 512
 
 
-def silent(_fraction, _message):
+def silent(_fraction, _message, _details=None):
     """Report to nobody."""
 
 
@@ -353,8 +352,12 @@ def test_progress_tells_loss_and_speed(full, monkeypatch):
     monkeypatch.setattr("worker.training.figures.REPORT_S", 0.0)
     told = []
     figures = trainer_of(full, recipe_of("adam")).epoch(0, lambda *one: told.append(one))
-    assert [fraction for fraction, _ in told] == [step / 8 for step in range(1, 9)]
+    assert [fraction for fraction, _, _ in told] == [step / 8 for step in range(1, 9)]
     assert "loss" in told[0][1] and "images/s" in told[0][1]
+    details = [details for _, _, details in told]
+    assert [(one["batch"], one["batches"]) for one in details] == [(n, 8) for n in range(1, 9)]
+    assert all(one["images_per_second"] > 0 for one in details)
+    assert details[-1]["loss"] == pytest.approx(figures.loss)
     assert figures.images_per_second > 0 and figures.seconds > 0
     assert 0 <= figures.train_accuracy <= 1
 
@@ -411,7 +414,10 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_a_process_raises_reaches_the_caller(tmp_path):
+def test_what_a_process_raises_reaches_the_caller(tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     recipe = dataclasses.asdict(recipe_of("adam", batch_size=63))
     with pytest.raises(InvalidSpec, match="divided") as raised:
         train_epoch(
@@ -425,7 +431,8 @@ def test_what_a_process_raises_reaches_the_caller(tmp_path):
             progress=silent,
         )
     assert raised.value.field == "spec.fine_tune.batch_size"
-    assert not np.any([path.exists() for path in tmp_path.iterdir()])
+    # Neither a state nor torchrun's own files.
+    assert [*tmp_path.rglob("*")] == [temporary]
 
 
 def partly_broken_trainer(**recipe):
@@ -458,7 +465,7 @@ def broken_trainer():
 
 @pytest.mark.slow
 def test_a_process_that_breaks_is_told_and_logged(tmp_path, caplog):
-    with pytest.raises(JobCrashed, match="stopped unexpectedly"):
+    with pytest.raises(JobCrashed, match="stopped unexpectedly") as raised:
         train_epoch(
             "tests.worker.test_training:broken_trainer",
             {},
@@ -471,6 +478,9 @@ def test_a_process_that_breaks_is_told_and_logged(tmp_path, caplog):
         )
     (record,) = caplog.records
     assert "a bug in the trainer" in record.output
+    (note,) = raised.value.__notes__
+    assert "a bug in the trainer" in note
+    assert "a bug in the trainer" not in json.dumps(raised.value.problem())
 
 
 def sleeping_trainer(folder):

@@ -22,7 +22,7 @@ neutral value is the paper's method.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -104,23 +104,35 @@ def binarize(
             losses.append(loss if best is None else min(loss, losses[-1]))
             # Sweeps that follow pairs of bits are beyond the most there are without.
             fraction = (number + min(done / max(sweeps, 1), 1)) / len(starts)
-            problem.report(fraction, f"loss {losses[-1]:.4f} after {done} sweeps")
+            message = f"loss {losses[-1]:.4f} after {done} sweeps"
+            problem.report(fraction, message, _sweep(len(losses) - 1, 1, losses[-1]))
         best = solution if best is None else _better(best, solution)
         losses[-1] = best.loss()
     assert best is not None
     best.make_scales_positive()
     found = Bases.of(statistics, best)
     spare = bases_budget * problem.network_bits - problem.further_bits
+    passes = len(losses) - 1
     while (
         len(found.codes) < bases
         and scale
         and losses[-1] > bases_above
         and len(found.codes) * weight.numel() <= spare
     ):
-        add_basis(statistics, found, weight, BASIS_SWEEPS, eliminate=eliminate_scale)
+        count = len(found.codes) + 1
+        for basis, loss in add_basis(
+            statistics, found, weight, BASIS_SWEEPS, eliminate=eliminate_scale
+        ):
+            passes += 1
+            message = f"loss {loss:.4f} with {count} bases"
+            problem.report(1.0, message, _sweep(passes, basis, loss))
         losses.append(found.loss(statistics))
-        problem.report(1.0, f"loss {losses[-1]:.4f} with {len(found.codes)} bases")
     return _filters(collected, found, tuple(losses), offset)
+
+
+def _sweep(number: int, basis: int, loss: float) -> dict[str, Any]:
+    """Return what is told of a sweep: its number in the layer, its basis (from 1), the loss."""
+    return {"event": "sweep", "base": basis, "sweep": number, "loss": loss}
 
 
 def _loss_of(

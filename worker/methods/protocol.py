@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from worker.progress import Progress
 from worker.statistics import LayerStatistics
 from worker.training.rules import WeightRule
 
@@ -28,7 +29,8 @@ class LayerProblem:
             ``positions`` samples; ``target`` names the network whose input the target responses
             come from; ``blocks`` makes the result of a residual block the target of the layer that
             ends it. Costly, so called by methods that use data only.
-        report: takes a fraction in 0..1 of the method's own work and a short message.
+        report: takes a fraction in 0..1 of the method's own work, a short message and, where there
+            are any, figures by name; see `worker.progress`.
         seed: fixes what a method draws at random.
         network_bits: the weights of all layers of the network.
         further_bits: the weights of all bases beyond each layer's first, in the layers before.
@@ -36,7 +38,7 @@ class LayerProblem:
 
     weight: Tensor
     statistics: Callable[[Target, int, bool], LayerStatistics]
-    report: Callable[[float, str], None]
+    report: Progress
     seed: int = 0
     network_bits: int = 0
     further_bits: int = 0

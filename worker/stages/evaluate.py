@@ -1,4 +1,9 @@
-"""The stage of evaluation: every form of the network on the test images, and the report."""
+"""The stage of evaluation: every form of the network on the test images, and the report.
+
+Where the job has an accuracy gate, full precision and the packed plan answer the validation images
+too. A model that does not pass is evaluated and reported like any other; what becomes of it is the
+pipeline's affair.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,10 +17,13 @@ from models.layers import float32_bytes
 from models.lowering import lower
 from store.artifacts import ARTIFACT, PREDICTIONS
 from store.datasets import Dataset
-from worker.data import ImageSet
-from worker.evaluation import Logits, accuracy, parity, predictions
+from store.specs import CompressSpec
+from worker.data import ImageSet, Splits
+from worker.evaluation import Logits, Predict, accuracy, parity, predictions
 from worker.forms import channels_last, logits_of_forms, without_rounding
+from worker.gate import Gate, judge
 from worker.job_files import STAGED, FileRef
+from worker.latency import measure_latency
 from worker.networks import FINE_TUNED, PACKED, JobNetworks, Refs, input_spec
 from worker.report import (
     SCHEMA,
@@ -43,7 +51,8 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
     def evaluate(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         refs, prepared = arguments["files"], arguments["prepared"]
         dataset = dataset_of(context)
-        test = splits_of(context, without_fraction(progress)).test
+        splits = splits_of(context, without_fraction(progress))
+        test = splits.test
         packed = artifact.read(context.files.resolve(FileRef.from_json(refs[PACKED])))
         # The runtime, and so the arithmetic, that will serve.
         load = partial(
@@ -60,7 +69,9 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
             # On the same runtime, whatever was asked for: rounding is all that they differ in.
             unrounded = load(_unrounded(network, packed), runtime=served.name)
             predict["packed_float_activations"] = unrounded.run
-        logits = logits_of_forms(predict, test, input_spec(context.spec), progress)
+        gate, on_gate = _gate(context.spec, predict, splits, progress)
+        fed = input_spec(context.spec)
+        logits = logits_of_forms(predict, test, fed, _between(progress, on_gate, 1.0))
         accuracies = {form: accuracy(found, test.labels) for form, found in logits.items()}
         epochs, processes = arguments["epochs"], context.settings.training_processes
         origin = {
@@ -70,11 +81,18 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
         final = dataclasses.replace(packed, provenance=origin, accuracy=accuracies)
         files = _stage_files(context, final, logits["packed"], test, dataset)
         path = context.files.resolve(files["artifact"])
+        progress(1.0, "measuring the latency")
+        threads, image = context.settings.worker_threads, next(test.batches(fed, 1))
+        latency = measure_latency(
+            predict["packed"], predict["full_precision"], image, threads
+        ).to_json()
         measured = {
             "schema": SCHEMA,
             "spec": context.spec.model_dump(mode="json"),
             "accuracy": accuracies,
             "test_images": len(test),
+            "gate": None if gate is None else gate.to_json(),
+            "latency": latency,
             "calibration": prepared["calibration"],
             "layers": layers,
             "layers_by_loss": layers_by_loss(layers),
@@ -93,10 +111,32 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
         files["measured"] = context.files.write("measured.json", partial(write_json, measured))
         return {
             "accuracy": accuracies,
+            "gate": measured["gate"],
             "files": {role: ref.to_json() for role, ref in files.items()},
         }
 
     return {"evaluate": deterministic(context, evaluate)}
+
+
+def _gate(
+    spec: CompressSpec, predict: Mapping[str, Predict], splits: Splits, progress: Progress
+) -> tuple[Gate | None, float]:
+    """Return the gate's verdict, if the job has one, and what share of the answers it took."""
+    if spec.max_accuracy_drop is None:
+        return None, 0.0
+    val, forms = splits.val, {form: predict[form] for form in ("full_precision", "packed")}
+    answers = len(val) * len(forms)
+    share = answers / (answers + len(splits.test) * len(predict))
+    logits = logits_of_forms(forms, val, input_spec(spec), _between(progress, 0.0, share))
+    before, after = logits["full_precision"], logits["packed"]
+    return judge(spec.max_accuracy_drop, before, after, val.labels), share
+
+
+def _between(progress: Progress, low: float, high: float) -> Progress:
+    """Report the progress of a part of the step, which goes from ``low`` to ``high``."""
+    return lambda fraction, message, details=None: progress(
+        low + (high - low) * fraction, message, details
+    )
 
 
 def _trained_forms(networks: JobNetworks, refs: Refs) -> dict[str, nn.Module]:

@@ -51,7 +51,9 @@ def trainer_of(job: str) -> Trainer:
     """Return the trainer of one of torchrun's processes; ``job`` is the file of `_describe`."""
     described = json.loads(Path(job).read_text())
     context = read_context(described["context"])
-    return _new_trainer(context, described["files"], lambda _fraction, _message: None)
+    return _new_trainer(
+        context, described["files"], lambda _fraction, _message, _details=None: None
+    )
 
 
 class _Training:

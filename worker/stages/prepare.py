@@ -15,6 +15,7 @@ from store.uploads import UploadStore
 from worker.activations import layer_order
 from worker.data import calibration_images
 from worker.fine_tuning import recipe_of
+from worker.foresight import foreseen_seconds
 from worker.networks import (
     MODEL,
     architecture_arguments,
@@ -50,8 +51,12 @@ def prepare(context: StageContext) -> Mapping[str, Step]:
         state = network.state_dict()
         model = context.files.write("model.safetensors", partial(save_tensors, state))
         assert spec.checkpoint is not None
+        foreseen = foreseen_seconds(
+            spec, context.settings, len(dataset.classes), splits, dataset.bytes
+        )
         return {
             "layers": layers,
+            "foreseen": foreseen,
             "order": order,
             "calibration": chosen,
             "digests": {"checkpoint": spec.checkpoint, "dataset": dataset.digest},

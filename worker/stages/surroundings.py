@@ -29,12 +29,12 @@ def deterministic(context: StageContext, step: Step) -> Step:
 
 def without_fraction(progress: Progress) -> Progress:
     """Pass on what is being done, not how far it is: for what comes before the step's own work."""
-    return lambda _fraction, message: progress(0.0, message)
+    return lambda _fraction, message, details=None: progress(0.0, message, details)
 
 
 def datasets_of(context: StageContext) -> DatasetStore:
     """Return the store that has the job's dataset."""
-    return DatasetStore(context.settings.datasets_dir, context.settings.dataset_limits)
+    return DatasetStore.of(context.settings)
 
 
 def dataset_of(context: StageContext) -> Dataset:

@@ -8,8 +8,9 @@ the same, on one machine or on many::
         --epoch 3 --state before.safetensors --result after.safetensors
 
 ``function(**arguments)`` gives every process its own, equal `Trainer`. The first process writes the
-state after the epoch, and JSON lines to the standard output: ``{"progress", "message"}`` any number
-of times, then ``{"figures"}``. After an expected failure, any process writes ``{"problem"}``.
+state after the epoch, and JSON lines to the standard output: ``{"progress", "message", "details"}``
+any number of times, then ``{"figures"}``. After an expected failure, any process writes
+``{"problem"}``.
 """
 
 import argparse
@@ -37,6 +38,9 @@ from worker.training.trainer import EpochFigures, Progress, Trainer
 log = logging.getLogger("worker.training")
 
 _LOGGED = 10_000  # characters of a failed run's output
+
+# How long processes that start wait for one another: a machine may be busy, or stand still.
+_READ_TIMEOUT_S = 600
 
 
 def train_epoch(
@@ -66,6 +70,9 @@ def train_epoch(
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "1"),
         *("--nproc-per-node", str(processes), "--local-addr", "127.0.0.1"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--max-restarts", "0"),
+        *("--rdzv-conf", f"read_timeout={_READ_TIMEOUT_S}"),
+        # Else torchrun makes a folder for logs below /tmp, and leaves it there.
+        *("--log-dir", os.devnull),
         *("--module", __spec__.name, "--trainer", trainer, "--arguments", json.dumps(arguments)),
         *("--epoch", str(index), "--result", str(result), "--caller", str(os.getpid())),
         *(("--state", str(state)) if state is not None else ()),
@@ -97,11 +104,15 @@ def train_epoch(
                 process.stdout.close()
         if figures is None or status != 0:
             errors.seek(0)
-            log.error("training processes failed", extra={"output": errors.read()[-_LOGGED:]})
-            raise JobCrashed(
+            output = errors.read()[-_LOGGED:]
+            log.error("training processes failed", extra={"output": output})
+            crash = JobCrashed(
                 f"A training process stopped unexpectedly (status {status}).",
                 remedy="See the worker's log; train on fewer processes if memory ran out.",
             )
+            # For whoever sees the exception itself: a problem document has no notes.
+            crash.add_note(output)
+            raise crash
     return figures
 
 
@@ -120,7 +131,7 @@ def _read(lines: Any, progress: Progress) -> EpochFigures | None:
         if "figures" in message:
             figures = EpochFigures(**message["figures"])
         elif "progress" in message:
-            progress(message["progress"], message["message"])
+            progress(message["progress"], message["message"], message.get("details"))
     return figures
 
 
@@ -145,9 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _train(options: argparse.Namespace) -> None:
     first = dist.get_rank() == 0
 
-    def report(fraction: float, message: str) -> None:
+    def report(fraction: float, message: str, details: Mapping[str, Any] | None = None, /) -> None:
         if first:
-            _say(progress=fraction, message=message)
+            _say(progress=fraction, message=message, details=details)
 
     try:
         trainer = _trainer(options.trainer)(**json.loads(options.arguments))

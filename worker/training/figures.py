@@ -2,16 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from store.errors import InvalidSpec
+from worker.progress import Progress
 from worker.training.processes import Share, sum_over_processes
-
-Progress = Callable[[float, str], None]
 
 # Seconds between two reports, each of which waits for a GPU to catch up.
 REPORT_S = 0.5
@@ -55,9 +53,16 @@ class Meter:
         self._seen += len(labels)
         if time.perf_counter() - self._reported >= REPORT_S:
             loss_so_far, _ = self._means(self._sums)
+            rate = self._images_per_second()
             self._progress(
                 self._done / self._steps,
-                f"loss {loss_so_far:.4f}, {self._images_per_second():,.0f} images/s",
+                f"loss {loss_so_far:.4f}, {rate:,.0f} images/s",
+                {
+                    "batch": self._done,
+                    "batches": self._steps,
+                    "loss": loss_so_far,
+                    "images_per_second": round(rate, 1),
+                },
             )
             self._reported = time.perf_counter()
 

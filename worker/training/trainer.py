@@ -22,9 +22,10 @@ from models.binarize import (
     sign_straight_through,
 )
 from models.layers import BinaryConv2d, BinaryLayer, BinaryLinear
+from worker.progress import Progress
 from worker.training.averaging import MovingAverage
 from worker.training.batch_norm import freeze_statistics, reestimate
-from worker.training.figures import EpochFigures, Meter, Progress
+from worker.training.figures import EpochFigures, Meter
 from worker.training.forms import training_form
 from worker.training.images import TrainingImages
 from worker.training.optimizers import Optimizer
