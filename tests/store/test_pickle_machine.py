@@ -217,7 +217,7 @@ OBJECTS[:] = [{"a": 1}, None]
         (slice(1), "wants"),
         (object(), "wants|does not need"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_what_is_not_data_is_refused(value: Any, words: str, protocol: int) -> None:
