@@ -1,4 +1,9 @@
-"""Fixtures for tests of more than one room: job databases, and workers as processes."""
+"""Fixtures for tests of more than one room: job databases, and workers as processes.
+
+What needs a database imports it by itself: tests that need a GPU also run where none is installed.
+"""
+
+from __future__ import annotations
 
 import json
 import os
@@ -13,12 +18,12 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import sqlalchemy as sa
 
-from store.database import prepare_database
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 REPOSITORY = Path(__file__).parents[1]
 DEADLINE_S = 90.0
@@ -31,6 +36,8 @@ BACKENDS = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 @contextmanager
 def _postgres_database(server: sa.Engine, template: str = "template1") -> Iterator[sa.URL]:
     """Yield the URL of a database of one's own, dropped at the end."""
+    import sqlalchemy as sa
+
     name = f"bitpress_test_{uuid.uuid4().hex}"
     with server.connect() as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name} TEMPLATE {template}"))
@@ -55,6 +62,8 @@ def _text(url: sa.URL) -> str:
 
 @pytest.fixture(scope="session")
 def _postgres_server() -> Iterator[sa.Engine]:
+    import sqlalchemy as sa
+
     url = sa.make_url(os.environ.get("BITPRESS_TEST_POSTGRES", _LOCAL_POSTGRES))
     engine = sa.create_engine(
         url.set(drivername="postgresql+psycopg"),
@@ -75,6 +84,8 @@ def _postgres_server() -> Iterator[sa.Engine]:
 
 @pytest.fixture(scope="session")
 def _postgres_template(_postgres_server: sa.Engine) -> Iterator[str]:
+    from store.database import prepare_database
+
     with _postgres_database(_postgres_server) as url:
         prepare_database(_text(url))
         yield str(url.database)
@@ -82,6 +93,8 @@ def _postgres_template(_postgres_server: sa.Engine) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from store.database import prepare_database
+
     file = tmp_path_factory.mktemp("template") / "bitpress.sqlite"
     prepare_database(f"sqlite:///{file}")
     return file
@@ -103,6 +116,8 @@ def empty_postgres_url(_postgres_server: sa.Engine) -> Iterator[str]:
 @pytest.fixture
 def sqlite_url(_sqlite_template: Path, empty_sqlite_url: str) -> str:
     """The URL of a prepared SQLite job database."""
+    import sqlalchemy as sa
+
     shutil.copyfile(_sqlite_template, str(sa.make_url(empty_sqlite_url).database))
     return empty_sqlite_url
 

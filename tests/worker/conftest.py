@@ -1,22 +1,24 @@
-"""What tests of the worker's machinery share."""
+"""What tests of the worker's machinery share.
+
+What needs a database or the settings imports them by itself: tests that need a GPU also run where
+their libraries are not installed.
+"""
+
+from __future__ import annotations
 
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import sqlalchemy as sa
 
-from store.database import open_engine, prepare_database
-from store.job_record import Job
-from store.jobs import JobStore
-from store.specs import parse_spec
-from store.uploads import Upload, UploadStore
-from worker import main as worker_main
-from worker.settings import WorkerSettings
+if TYPE_CHECKING:
+    from store.job_record import Job
+    from store.uploads import Upload
+    from worker.settings import WorkerSettings
 
 REPOSITORY = Path(__file__).parents[2]
 FAKE_STAGES = {
@@ -37,6 +39,8 @@ def fake_stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 @pytest.fixture
 def settings(tmp_path: Path) -> WorkerSettings:
     """A worker's settings with a data directory of its own."""
+    from worker.settings import WorkerSettings
+
     return WorkerSettings(data_dir=tmp_path / "data", worker_threads=1, queue_poll_s=0.05)
 
 
@@ -44,6 +48,8 @@ class Service:
     """A job store, and a worker in a thread of this process that can be stopped and started."""
 
     def __init__(self, settings: WorkerSettings, stages: Mapping[str, str]) -> None:
+        from store.jobs import JobStore
+
         self.settings = settings
         self.stages = stages
         self.jobs = JobStore(settings.database_url)
@@ -52,6 +58,8 @@ class Service:
 
     def start(self) -> None:
         """Start the worker."""
+        from worker import main as worker_main
+
         self._stop = threading.Event()
         arguments = (self.settings, self._stop, self.stages)
         self._thread = threading.Thread(target=worker_main.run, args=arguments)
@@ -66,6 +74,8 @@ class Service:
 
     def upload(self, content: bytes) -> Upload:
         """Keep ``content`` as an uploaded checkpoint."""
+        from store.uploads import UploadStore
+
         uploads = UploadStore(self.settings.uploads_dir, self.settings.max_checkpoint_bytes)
         with uploads.receive() as writer:
             writer.write(content)
@@ -80,6 +90,8 @@ class Service:
         **fates: object,
     ) -> str:
         """Submit a job of the fake stages, whose steps meet ``fates``; return its id."""
+        from store.specs import parse_spec
+
         spec = {
             "name": "digits",
             "architecture": "digits_cnn",
@@ -127,6 +139,9 @@ def service(
 @pytest.fixture(scope="module")
 def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A running service of the fake stages on SQLite, for all tests of a file that need no more."""
+    from store.database import prepare_database
+    from worker.settings import WorkerSettings
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(FAKE_STAGES_PATH))
         settings = WorkerSettings(
@@ -142,6 +157,10 @@ def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service
 @pytest.fixture
 def set_attempts(service: Service) -> Iterator[Callable[[int], None]]:
     """Have all jobs been started so many times: ``set_attempts(count)``."""
+    import sqlalchemy as sa
+
+    from store.database import open_engine
+
     engine = open_engine(service.settings.database_url)
     schema = "" if engine.dialect.name == "sqlite" else "dbos."
     statement = sa.text(f"UPDATE {schema}workflow_status SET recovery_attempts = :count")
