@@ -130,7 +130,8 @@ class Levels:
 class Epilogue:
     """How a product is read, and what is done with its sums.
 
-    ``read_levels``: the quantizer of what is read, exactly where that is ``i8``; it has a zero.
+    ``read_levels``: the quantizer of what is read, exactly where that is ``i8``; that of a product
+    has a zero.
     ``kept_levels``: that of the result, exactly where that is kept as ``i8``.
     ``residual``: how what is added is kept, or None where nothing is.
     ``threshold``: whether a result kept as ``b1`` is +1 where
@@ -154,8 +155,6 @@ class Epilogue:
         for kind, levels in ((self.read, self.read_levels), (self.kept, self.kept_levels)):
             if kind not in get_args(ValueKind) or (kind == "i8") != (levels is not None):
                 raise ValueError("there are levels exactly where a value is kept as i8")
-        if self.read_levels is not None and self.read_levels.zero is None:
-            raise ValueError("a product reads levels one of which stands for 0")
         if self.threshold and self.kept != "b1":
             raise ValueError("only a result that is kept as bits has a threshold")
 
@@ -170,8 +169,9 @@ class ProductTensors:
     ``slope``: float32 ``(filters,)`` of a prelu.
     ``threshold``: float32 ``(2, filters)``.
     ``residual``: of the result's shape, float16 or float32 as the epilogue says.
-    ``offsets``: int32 ``(bases, filters)``, of a product that reads ``i8`` alone: ``(128 - zero)``
-    times the sum of a filter's weights.
+    ``offsets``, ``places``: what `models.kernels.triton.borders.border_sums` gives, where that is
+    not None; of products in Triton alone.
+    ``tap_sums``: what `models.kernels.cuda.tap_sums` gives, of products that read ``b1`` alone.
     """
 
     base_scale: Tensor | None = None
@@ -180,6 +180,8 @@ class ProductTensors:
     threshold: Tensor | None = None
     residual: Tensor | None = None
     offsets: Tensor | None = None
+    places: Tensor | None = None
+    tap_sums: Tensor | None = None
 
 
 def kept_channels(channels: int, kind: ValueKind) -> int:

@@ -42,12 +42,3 @@ def tap_words(bits: Tensor, weight_shape: tuple[int, ...]) -> Tensor:
         else:
             words[first : first + at_once] = part.view("<i4").reshape(-1, *words.shape[1:])
     return torch.from_numpy(words.reshape(bits.shape[0], filters, *words.shape[1:]))
-
-
-def weight_sums(words: Tensor, filter_weights: int) -> Tensor:
-    """Return int32 ``(bases, N)``: the sum of each filter's weights, from their `tap_words`.
-
-    ``filter_weights`` is how many there are: what is not a set bit of these is -1.
-    """
-    ones = np.bitwise_count(words.numpy().view(np.uint32)).sum(axis=(2, 3), dtype=np.int64)
-    return torch.from_numpy((2 * ones - filter_weights).astype(np.int32))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from models import bits
 from models.runtime import gpu_weights
-from models.runtime.gpu_weights import tap_words, weight_sums
+from models.runtime.gpu_weights import tap_words
 
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 5), st.integers(1, 70), st.integers(1, 3), st.integers(1, 3)),
@@ -19,21 +19,19 @@ SHAPES = st.one_of(
 
 def packed(shape, bases, seed):
     codes = np.random.default_rng(seed).choice(np.array([-1, 1], np.int8), (bases, *shape))
-    return codes, torch.from_numpy(np.stack([bits.pack(basis) for basis in codes]))
+    return torch.from_numpy(np.stack([bits.pack(basis) for basis in codes]))
 
 
 @settings(max_examples=60, deadline=None)
 @given(SHAPES, st.integers(1, 3), st.integers(0, 99), st.sampled_from([1, 100, 1 << 22]))
 def test_every_tap_begins_a_new_word(shape, bases, seed, at_once):
-    codes, rows = packed(shape, bases, seed)
+    rows = packed(shape, bases, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu_weights, "_WEIGHTS_AT_ONCE", at_once)
         words = tap_words(rows, shape)
     assert words.dtype == torch.int32
     wanted = np.stack([bits.repack(basis.numpy(), shape, 32) for basis in rows])
     assert np.array_equal(words.numpy(), wanted)
-    sums = weight_sums(words, codes[0, 0].size)
-    assert np.array_equal(sums.numpy(), codes.reshape(bases, shape[0], -1).sum(axis=2, dtype=int))
 
 
 def test_bits_of_other_weights_are_refused():

@@ -1,0 +1,21 @@
+"""Where the values of a GPU's program lie: those never alive at once share their bytes.
+
+A value is alive from the step that first writes it to the last one that reads it; the images are
+alive from the start and the result to the end. Places are those for one image: for a batch of n
+every offset is n times as large, so that one placement serves every batch size.
+"""
+
+from models.runtime.arena import Arena, place_intervals
+from models.runtime.gpu_program import GpuProgram
+
+
+def place_values(program: GpuProgram) -> Arena:
+    """Return the offset of every value of ``program`` and the bytes of all, per image."""
+    born = [len(program.steps)] * len(program.values)
+    died = [0] * len(program.values)
+    for time, step in enumerate(program.steps):
+        born[step.out] = min(born[step.out], time)
+        for value in (step.out, *step.reads):
+            died[value] = max(died[value], time)
+    died[program.output] = len(program.steps)
+    return place_intervals([value.bytes for value in program.values], born, died)
