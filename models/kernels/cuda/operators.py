@@ -1,0 +1,223 @@
+"""The kernels for signs as operators of torch: what they check, launch, and tell a tracer.
+
+``bitpress::conv_bits_b1`` and ``bitpress::pack_signs`` write to a tensor that the caller brings, so
+that under a CUDA graph all memory stays where it is. They run on NVIDIA GPUs alone.
+"""
+
+import ctypes
+import json
+from dataclasses import asdict
+from functools import cache
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from models.kernels.cuda.configurations import Configuration, Popcount, Tiles, grid
+from models.kernels.cuda.constants import pack_constants, product_constants
+from models.kernels.cuda.device_functions import enqueue
+from models.kernels.product_shape import (
+    Epilogue,
+    ProductShape,
+    ProductTensors,
+    ValueKind,
+    decoded,
+    encoded,
+    kept_channels,
+)
+
+_DTYPES: Final[dict[ValueKind, torch.dtype]] = {
+    "f16": torch.float16,
+    "f32": torch.float32,
+    "i8": torch.int8,
+    "b1": torch.int32,
+}
+
+# Of a block that packs signs: those of the constants in pack_signs.cu.
+_PACK_THREADS: Final = 256
+_PACK_BLOCK_WORDS: Final = 32
+
+# Copies to shared memory take so many bytes at once.
+_ALIGNMENT: Final = 16
+
+
+def launch_product(
+    x: Tensor,
+    words: Tensor,
+    tensors: ProductTensors,
+    shape: ProductShape,
+    epilogue: Epilogue,
+    out: Tensor,
+    config: Configuration,
+) -> None:
+    """Compute a product of the signs ``x``, int32 ``(N, H, W, ceil(C / 32))``, into ``out``.
+
+    ``words``: int32 of ``shape.words_shape``. ``tensors`` has ``tap_sums`` and what ``epilogue``
+    says. ``out``: of ``shape.out_shape(N, epilogue.kept)``, kept as ``epilogue.kept``. All are
+    contiguous and on one GPU; nothing shares memory with ``out`` but the residual may.
+
+    Raises:
+        ValueError: a tensor has another dtype, shape or place, or ``x`` is not kept as signs.
+        Unavailable: there is no compiler for the kernel.
+    """
+    if tensors.tap_sums is None:
+        raise ValueError("a product of signs needs tap_sums")
+    torch.ops.bitpress.conv_bits_b1(
+        x,
+        words,
+        tensors.tap_sums,
+        tensors.base_scale,
+        tensors.affine,
+        tensors.slope,
+        tensors.threshold,
+        tensors.residual,
+        out,
+        encoded(shape, epilogue),
+        _encoded(config),
+    )
+
+
+def launch_pack(x: Tensor, channels: int, threshold: Tensor | None, out: Tensor) -> None:
+    """Keep the signs of ``x``, float16 or float32 ``(..., channels)``, in ``out``.
+
+    ``out``: int32 ``(..., ceil(channels / 32))``. A sign is +1 where x >= 0, or with ``threshold``,
+    float32 ``(2, channels)``, where ``threshold[0] * x >= threshold[1]``.
+
+    Raises:
+        ValueError: a tensor has another dtype or shape, or is not contiguous.
+        Unavailable: there is no compiler for the kernel.
+    """
+    torch.ops.bitpress.pack_signs(x, threshold, out, channels)
+
+
+@torch.library.custom_op("bitpress::conv_bits_b1", mutates_args=("out",), device_types="cuda")
+def conv_bits_b1(
+    x: Tensor,
+    words: Tensor,
+    tap_sums: Tensor,
+    base_scale: Tensor | None,
+    affine: Tensor | None,
+    slope: Tensor | None,
+    threshold: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    description: str,
+    configuration: str,
+) -> None:
+    """`launch_product`; ``description`` is what `encoded` gives."""
+    shape, epilogue = decoded(description)
+    finishing = (base_scale, affine, slope, threshold, residual)
+    _check_product(x, words, tap_sums, finishing, out, shape, epilogue)
+    if any(tensor.data_ptr() % _ALIGNMENT for tensor in (x, words, out)):
+        raise ValueError(f"a tensor's address is no multiple of {_ALIGNMENT} bytes")
+    config = _decoded(configuration)
+    if len(x) == 0:
+        return
+    rows, columns = shape.out_hw
+    pixels = len(x) * rows * columns
+    sums = (tap_sums,) if isinstance(config, Tiles) else ()
+    enqueue(
+        "tensor_product" if isinstance(config, Tiles) else "popcount_product",
+        product_constants(shape, epilogue, config),
+        grid(shape, len(x), config),
+        config.threads,
+        (x, words, *sums, *finishing, out, ctypes.c_int32(pixels)),
+        x.device,
+    )
+
+
+@conv_bits_b1.register_fake
+def _(
+    x: Tensor,
+    words: Tensor,
+    tap_sums: Tensor,
+    base_scale: Tensor | None,
+    affine: Tensor | None,
+    slope: Tensor | None,
+    threshold: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    description: str,
+    configuration: str,
+) -> None:
+    finishing = (base_scale, affine, slope, threshold, residual)
+    _check_product(x, words, tap_sums, finishing, out, *decoded(description))
+
+
+@torch.library.custom_op("bitpress::pack_signs", mutates_args=("out",), device_types="cuda")
+def pack_signs(x: Tensor, threshold: Tensor | None, out: Tensor, channels: int) -> None:
+    """`launch_pack`."""
+    _check_pack(x, threshold, out, channels)
+    if out.numel() == 0:
+        return
+    enqueue(
+        "pack_signs",
+        pack_constants(channels, half=x.dtype == torch.float16, threshold=threshold is not None),
+        (-(-out.numel() // _PACK_BLOCK_WORDS), 1, 1),
+        _PACK_THREADS,
+        (x, threshold, out, ctypes.c_int64(out.numel())),
+        x.device,
+    )
+
+
+@pack_signs.register_fake
+def _(x: Tensor, threshold: Tensor | None, out: Tensor, channels: int) -> None:
+    _check_pack(x, threshold, out, channels)
+
+
+def _check_product(
+    x: Tensor,
+    words: Tensor,
+    tap_sums: Tensor,
+    finishing: tuple[Tensor | None, ...],
+    out: Tensor,
+    shape: ProductShape,
+    epilogue: Epilogue,
+) -> None:
+    if epilogue.read != "b1":
+        raise ValueError("these kernels read signs alone")
+    images, filters, bases = len(x), shape.filters, shape.bases
+    in_words = kept_channels(shape.in_channels, "b1")
+    sums_shape = (bases, shape.kernel[0] + 1, shape.kernel[1] + 1, filters)
+    _check("x", x, torch.int32, (images, *shape.in_hw, in_words))
+    _check("words", words, torch.int32, shape.words_shape)
+    _check("tap_sums", tap_sums, torch.int32, sums_shape)
+    prelu = epilogue.activation is not None and epilogue.activation.kind == "prelu"
+    wanted = {
+        "base_scale": (epilogue.base_scale, (bases, filters)),
+        "affine": (epilogue.affine, (2, filters)),
+        "slope": (prelu, (filters,)),
+        "threshold": (epilogue.threshold, (2, filters)),
+        "residual": (epilogue.residual is not None, (images, *shape.out_hw, filters)),
+    }
+    for (name, (there, sizes)), tensor in zip(wanted.items(), finishing, strict=True):
+        if there != (tensor is not None):
+            raise ValueError(f"{name} is missing, or is not asked for")
+        if tensor is not None:
+            half = name == "residual" and epilogue.residual == "f16"
+            _check(name, tensor, torch.float16 if half else torch.float32, sizes)
+    _check("out", out, _DTYPES[epilogue.kept], shape.out_shape(images, epilogue.kept))
+
+
+def _check_pack(x: Tensor, threshold: Tensor | None, out: Tensor, channels: int) -> None:
+    kept = kept_channels(channels, "b1")
+    dtype = torch.float16 if x.dtype == torch.float16 else torch.float32
+    _check("x", x, dtype, (*x.shape[:-1], channels))
+    _check("out", out, torch.int32, (*x.shape[:-1], kept))
+    if threshold is not None:
+        _check("threshold", threshold, torch.float32, (2, channels))
+
+
+def _check(name: str, tensor: Tensor, dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    if tensor.dtype != dtype or tuple(tensor.shape) != sizes or not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous {dtype} {sizes}")
+
+
+def _encoded(config: Configuration) -> str:
+    return json.dumps(asdict(config))
+
+
+@cache
+def _decoded(text: str) -> Configuration:
+    members = json.loads(text)
+    return Tiles(**members) if "tile_pixels" in members else Popcount(**members)

@@ -1,0 +1,251 @@
+"""The arithmetic of the CUDA kernels, on a processor: their sources, compiled by g++.
+
+tests/native/device_on_cpu.h stands in for the GPU's own instructions, which it computes from their
+description. What only a GPU can tell is whether it does the same.
+"""
+
+import ctypes
+import itertools
+import runpy
+import shutil
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import bits
+from models.kernels.cuda import configurations
+from models.kernels.cuda.configurations import TILES, Popcount, Tiles, candidates, grid
+from models.kernels.cuda.constants import pack_constants, product_constants
+from models.kernels.cuda.weight_sums import tap_sums
+from models.kernels.product_shape import Epilogue, ProductShape
+
+REPOSITORY = Path(__file__).parents[2]
+HOPPER = (9, 0)
+GUARD = 64  # numbers behind a result that nobody may touch
+
+made = runpy.run_path(str(Path(__file__).with_name("sign_products.py")))
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+
+
+class _Grid(ctypes.Structure):
+    _fields_ = [
+        ("across", ctypes.c_int),
+        ("down", ctypes.c_int),
+        ("deep", ctypes.c_int),
+        ("seed", ctypes.c_uint64),
+        ("late_copies", ctypes.c_int),
+    ]
+
+
+class Kernel:
+    """A kernel of a CUDA source, in a library of its own."""
+
+    def __init__(self, path):
+        self.library = ctypes.CDLL(str(path))
+        self.library.set_constant.argtypes = [ctypes.c_char_p, ctypes.c_double]
+
+    def configure(self, constants, *, built_in=()):
+        for name, value in constants.items():
+            if name not in built_in:
+                assert self.library.set_constant(name.encode(), value), name
+
+    def run_product(self, product, configuration, *, seed=0, late_copies=True):
+        """Return what the kernel keeps of a product."""
+        tensor_cores = isinstance(configuration, Tiles)
+        built_in = {name.upper() for name in asdict(configuration)} if tensor_cores else ()
+        self.configure(
+            product_constants(product.shape, product.epilogue, configuration), built_in=built_in
+        )
+        out = noise(product.out_shape, product.out_dtype)
+        behind = out.base[-GUARD:].copy()
+        words = product.weight_words
+        arrays = [product.x_words, words]
+        if tensor_cores:
+            arrays.append(tap_sums(torch.from_numpy(words), product.shape).numpy())
+        names = ("base_scale", "affine", "slope", "threshold", "residual")
+        arrays += [product.numbers.get(name) for name in names]
+        blocks = grid(product.shape, len(product.x), configuration)
+        pixels = len(product.x) * product.shape.out_hw[0] * product.shape.out_hw[1]
+        aligned = [None if array is None else aligned_copy(array) for array in arrays]
+        self.library.run_product(
+            ctypes.byref(_Grid(*blocks, seed, late_copies)),
+            *map(address, [*aligned, out]),
+            ctypes.c_int(pixels),
+        )
+        np.testing.assert_array_equal(out.base[-GUARD:], behind)
+        return out
+
+    def run_pack(self, x, threshold, channels):
+        half = x.dtype == np.float16
+        self.configure(pack_constants(channels, half=half, threshold=threshold is not None))
+        out = noise((*x.shape[:-1], -(-channels // 32)), np.int32)
+        behind = out.base[-GUARD:].copy()
+        self.library.run_pack(
+            ctypes.byref(_Grid(-(-out.size // 32), 1, 1, 0, 1)),
+            address(x),
+            address(threshold),
+            address(out),
+            ctypes.c_int64(out.size),
+        )
+        np.testing.assert_array_equal(out.base[-GUARD:], behind)
+        return out
+
+
+def noise(shape, dtype):
+    """An array that holds anything, in front of a guard, in memory that begins at 16 bytes."""
+    count = int(np.prod(shape)) + GUARD
+    whole = aligned_copy(np.random.default_rng(1).integers(-99, 99, count).astype(dtype))
+    return whole[:-GUARD].reshape(shape)
+
+
+def aligned_copy(array):
+    """A copy whose address is a multiple of 16 bytes, as on a GPU; it owns no other memory."""
+    room = np.empty(array.nbytes + 16, np.uint8)
+    first = -room.ctypes.data % 16
+    copy = room[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def address(array):
+    return ctypes.c_void_p(None if array is None else array.ctypes.data)
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """Compiles a kernel, once for each configuration."""
+    folder, built = tmp_path_factory.mktemp("kernels"), {}
+
+    def build(name, configuration=None):
+        if (name, configuration) not in built:
+            built[name, configuration] = compiled(folder, name, configuration, len(built))
+        return built[name, configuration]
+
+    return build
+
+
+def compiled(folder, name, configuration, number):
+    target = folder / f"{name}-{number}.so"
+    defined = [f'KERNEL_FILE="{name}.cu"', f"RUNS_{name.upper()}"]
+    if name != "pack_signs":
+        defined.append("FINISHES")
+    if isinstance(configuration, Tiles):
+        defined += [f"{key.upper()}={value}" for key, value in asdict(configuration).items()]
+    subprocess.run(
+        [
+            "g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off",
+            "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
+            f"-I{REPOSITORY}/models/kernels/cuda", f"-I{REPOSITORY}/tests/native",
+            *(f"-D{definition}" for definition in defined),
+            str(REPOSITORY / "tests/native/kernels_on_cpu.cpp"), "-o", str(target),
+        ],
+        check=True,
+    )  # fmt: skip
+    return Kernel(target)
+
+
+def check(kernel, product, configuration, **run):
+    found = kernel.run_product(product, configuration, **run)
+    np.testing.assert_array_equal(found, made["expected"](product), err_msg=str(product.shape))
+
+
+@pytest.mark.parametrize("configuration", TILES, ids=str)
+@pytest.mark.parametrize("kept", ["f16", "f32", "i8", "b1"])
+def test_tensor_cores_make_what_the_formulas_say(build, configuration, kept):
+    kernel = build("tensor_product", configuration)
+    for seed in range(4):
+        product = made["random_product"](seed, kept=kept, whole_words=True)
+        assert configuration in candidates(product.shape, HOPPER)
+        check(kernel, product, configuration, seed=seed, late_copies=seed % 2 == 0)
+
+
+@pytest.mark.parametrize("channels", [1, 31, 32, 33, 64, 96, 128, 160, 256, 300])
+def test_any_number_of_channels_fills_whole_words(build, channels):
+    narrow = configurations.NARROW
+    rng = np.random.default_rng(channels)
+    shape = ProductShape(channels, 9, (3, 3), padding=(1, 1), in_hw=(3, 4))
+    product = made["SignProduct"](
+        shape,
+        Epilogue("b1", "f32"),
+        2 * rng.integers(0, 2, (2, 3, 4, channels), dtype=np.int8) - 1,
+        2 * rng.integers(0, 2, (1, 9, channels, 3, 3), dtype=np.int8) - 1,
+        {},
+    )
+    check(build("tensor_product", narrow), product, narrow)
+    check(build("popcount_product"), product, Popcount())
+
+
+@pytest.mark.parametrize("kept", ["f16", "f32", "i8", "b1"])
+def test_popcounts_make_what_the_formulas_say(build, kept):
+    for seed in range(8):
+        check(build("popcount_product"), made["random_product"](seed, kept=kept), Popcount())
+
+
+def test_each_channel_of_its_own_is_a_group_too(build):
+    rng = np.random.default_rng(7)
+    shape = ProductShape(37, 74, (3, 3), (2, 1), (1, 1), groups=37, in_hw=(6, 5))
+    product = made["SignProduct"](
+        shape,
+        Epilogue("b1", "b1"),
+        2 * rng.integers(0, 2, (2, 6, 5, 37), dtype=np.int8) - 1,
+        2 * rng.integers(0, 2, (1, 74, 1, 3, 3), dtype=np.int8) - 1,
+        {},
+    )
+    check(build("popcount_product"), product, Popcount())
+
+
+def test_a_linear_layer_is_the_product_that_the_bit_contract_states(build):
+    rng = np.random.default_rng(3)
+    x, weights = (2 * rng.integers(0, 2, (n, 333), dtype=np.int8) - 1 for n in (5, 40))
+    product = made["SignProduct"](
+        ProductShape(333, 40),
+        Epilogue("b1", "f32"),
+        x[:, None, None],
+        weights[None, :, :, None, None],
+        {},
+    )
+    packed = (bits.pack(codes) for codes in (x, weights))
+    wanted = bits.dot_w1a1_and(*packed, valid_bits=333)
+    for configuration in (*TILES, Popcount()):
+        tensor = isinstance(configuration, Tiles)
+        kernel = build(
+            "tensor_product" if tensor else "popcount_product", *[configuration] * tensor
+        )
+        found = kernel.run_product(product, configuration)
+        np.testing.assert_array_equal(found[:, 0, 0], wanted)
+
+
+@pytest.mark.parametrize("configuration", TILES, ids=str)
+def test_no_order_of_threads_and_copies_matters(build, configuration):
+    kernel = build("tensor_product", configuration)
+    product = made["random_product"](11, kept="b1", whole_words=True, most_channels=100, bases=2)
+    for seed, late_copies in itertools.product(range(3), (False, True)):
+        check(kernel, product, configuration, seed=seed, late_copies=late_copies)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("channels", [1, 32, 45, 150])
+def test_signs_are_packed_at_their_thresholds(build, dtype, channels):
+    rng = np.random.default_rng(channels)
+    x = rng.normal(0, 1, (2, 3, 7, channels)).astype(dtype)
+    x[rng.random(x.shape) < 0.2] = 0
+    x[0, 0, 0, 0] = np.nan
+    threshold = rng.normal(0, 1, (2, channels)).astype(np.float32)
+    threshold[0] = rng.integers(-1, 2, channels)
+    for given in (None, threshold):
+        wanted = bits.pack_words(made["signs"](x.astype(np.float32), given), 32)
+        np.testing.assert_array_equal(build("pack_signs").run_pack(x, given, channels), wanted)
+
+
+def test_tap_sums_are_sums_over_rectangles_of_taps():
+    product = made["random_product"](5, bases=2)
+    table = tap_sums(torch.from_numpy(product.weight_words), product.shape).numpy()
+    rows, columns = product.shape.kernel
+    for i, j in itertools.product(range(rows + 1), range(columns + 1)):
+        wanted = product.weights[..., :i, :j].sum(axis=(2, 3, 4), dtype=np.int64)
+        np.testing.assert_array_equal(table[:, i, j], wanted)

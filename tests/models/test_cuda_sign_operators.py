@@ -1,0 +1,229 @@
+"""The operators for signs: what they tell a tracer and refuse, and on a GPU, what they compute."""
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.kernels.cuda import candidates, heuristic, launch_pack, launch_product, tap_sums
+from models.kernels.cuda.configurations import NARROW, WIDE, Popcount
+from models.kernels.product_shape import Epilogue, ProductShape, ProductTensors
+
+made = runpy.run_path(str(Path(__file__).with_name("sign_products.py")))
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+
+SHAPE = ProductShape(40, 24, (3, 3), padding=(1, 1), in_hw=(5, 6), bases=2)
+EPILOGUE = Epilogue("b1", "b1", affine=True, residual="f16", threshold=True)
+
+
+def on_meta(dtype, *sizes):
+    return torch.empty(sizes, dtype=dtype, device="meta")
+
+
+def arguments():
+    return {
+        "x": on_meta(torch.int32, 3, 5, 6, 2),
+        "words": on_meta(torch.int32, 2, 24, 9, 2),
+        "tensors": ProductTensors(
+            affine=on_meta(torch.float32, 2, 24),
+            threshold=on_meta(torch.float32, 2, 24),
+            residual=on_meta(torch.float16, 3, 5, 6, 24),
+            tap_sums=on_meta(torch.int32, 2, 4, 4, 24),
+        ),
+        "shape": SHAPE,
+        "epilogue": EPILOGUE,
+        "out": on_meta(torch.int32, 3, 5, 6, 1),
+        "config": NARROW,
+    }
+
+
+def test_a_tracer_sees_products_without_a_gpu():
+    launch_product(**arguments())
+    launch_product(**arguments() | {"config": Popcount()})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x", on_meta(torch.int32, 3, 5, 6, 1)),
+        ("x", on_meta(torch.int64, 3, 5, 6, 2)),
+        ("x", on_meta(torch.int32, 3, 5, 6, 4)[..., ::2]),
+        ("words", on_meta(torch.int32, 2, 24, 9, 1)),
+        ("out", on_meta(torch.float16, 3, 5, 6, 24)),
+        ("epilogue", replace(EPILOGUE, read="f16")),
+        ("epilogue", replace(EPILOGUE, residual="f32")),
+        ("epilogue", replace(EPILOGUE, base_scale=True)),
+        ("epilogue", replace(EPILOGUE, affine=False)),
+        ("tensors", replace(arguments()["tensors"], tap_sums=None)),
+        ("tensors", replace(arguments()["tensors"], tap_sums=on_meta(torch.int32, 2, 3, 3, 24))),
+    ],
+)
+def test_what_does_not_fit_is_refused(name, value):
+    with pytest.raises(ValueError):
+        launch_product(**arguments() | {name: value})
+
+
+def test_packing_is_traced_and_refuses_what_does_not_fit():
+    x, out = on_meta(torch.float16, 2, 3, 45), on_meta(torch.int32, 2, 3, 2)
+    threshold = on_meta(torch.float32, 2, 45)
+    launch_pack(x, 45, None, out)
+    launch_pack(x.float(), 45, threshold, out)
+    for wrong in (
+        (x.to(torch.int8), 45, None, out),
+        (x, 44, None, out),
+        (x, 45, threshold[:1], out),
+        (x, 45, threshold, out[..., :1]),
+    ):
+        with pytest.raises(ValueError):
+            launch_pack(*wrong)
+
+
+def test_operators_say_what_they_write_to():
+    for name in ("conv_bits_b1", "pack_signs"):
+        schema = getattr(torch.ops.bitpress, name).default._schema
+        written = {
+            one.name for one in schema.arguments if one.alias_info and one.alias_info.is_write
+        }
+        assert written == {"out"}
+
+
+# Products that tensor cores can compute, and those of which groups are no whole words.
+PRODUCTS = [(seed, True) for seed in range(5)] + [(seed, False) for seed in range(3)]
+
+
+def on_gpu(product):
+    """Return what `launch_product` takes, the result full of noise."""
+    words, tensors = product.tensors(tap_sums, "cuda")
+    out = np.random.default_rng(5).integers(-99, 99, product.out_shape).astype(product.out_dtype)
+    return {
+        "x": torch.from_numpy(product.x_words).cuda(),
+        "words": words,
+        "tensors": tensors,
+        "shape": product.shape,
+        "epilogue": product.epilogue,
+        "out": torch.from_numpy(out).cuda(),
+    }
+
+
+@pytest.mark.gpu
+@on_a_gpu
+@pytest.mark.parametrize(("seed", "whole_words"), PRODUCTS)
+def test_a_gpu_makes_what_the_formulas_say(seed, whole_words):
+    product = made["random_product"](seed, whole_words=whole_words)
+    capability = torch.cuda.get_device_capability()
+    for config in {*candidates(product.shape, capability), Popcount()}:
+        given = on_gpu(product)
+        launch_product(**given, config=config)
+        np.testing.assert_array_equal(given["out"].cpu().numpy(), made["expected"](product))
+
+
+@pytest.mark.gpu
+@on_a_gpu
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ProductShape(64, 64, (3, 3), padding=(1, 1), in_hw=(56, 56)),
+        ProductShape(256, 512, (3, 3), (2, 2), (1, 1), in_hw=(14, 14), pad_value=1),
+        ProductShape(9216, 4096),
+    ],
+    ids=["conv 64", "conv 256", "linear 9216"],
+)
+def test_layers_of_known_networks_are_exact(shape):
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*sizes):
+        return torch.randint(0, 2, sizes, generator=generator, dtype=torch.int8).numpy() * 2 - 1
+
+    x = drawn(2, *shape.in_hw, shape.in_channels)
+    weights = drawn(1, shape.filters, shape.group_channels, *shape.kernel)
+    product = made["SignProduct"](shape, Epilogue("b1", "f32"), x, weights, {})
+    capability = torch.cuda.get_device_capability()
+    wanted = exact_sums(product)
+    for config in candidates(shape, capability):
+        given = on_gpu(product)
+        launch_product(**given, config=config)
+        assert torch.equal(given["out"].double(), wanted)
+
+
+def exact_sums(product):
+    """Return the sums, channels last, from torch's convolution in float64."""
+    shape = product.shape
+    x = torch.from_numpy(product.x).cuda().double().permute(0, 3, 1, 2)
+    top, left = shape.padding
+    x = torch.nn.functional.pad(x, (left, left, top, top), value=shape.pad_value)
+    weights = torch.from_numpy(product.weights[0]).cuda().double()
+    return torch.nn.functional.conv2d(x, weights, stride=shape.stride).permute(0, 2, 3, 1)
+
+
+@pytest.mark.gpu
+@on_a_gpu
+def test_operators_keep_torchs_rules():
+    product = made["random_product"](2, kept="f16", whole_words=True)
+    given = on_gpu(product)
+    seen = []
+
+    def remember(*passed):
+        seen.append(passed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.ops.bitpress, "conv_bits_b1", remember)
+        launch_product(**given, config=NARROW)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.bitpress.conv_bits_b1, seen[0], test_utils=checks)
+    x = torch.randn(2, 3, 45, device="cuda")
+    out = torch.empty(2, 3, 2, dtype=torch.int32, device="cuda")
+    torch.library.opcheck(torch.ops.bitpress.pack_signs, (x, None, out, 45), test_utils=checks)
+
+
+@pytest.mark.gpu
+@on_a_gpu
+def test_a_graph_replays_a_product():
+    product = made["random_product"](4, kept="b1", whole_words=True)
+    given = on_gpu(product)
+    properties = torch.cuda.get_device_properties(0)
+    capability = (properties.major, properties.minor)
+    config = heuristic(product.shape, len(product.x), capability, properties.multi_processor_count)
+    launch_product(**given, config=config)  # a kernel is loaded before a graph is captured
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launch_product(**given, config=config)
+    given["out"].fill_(-1)
+    graph.replay()
+    np.testing.assert_array_equal(given["out"].cpu().numpy(), made["expected"](product))
+
+
+@pytest.mark.gpu
+@on_a_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_gpu_packs_signs(dtype):
+    generator = torch.Generator().manual_seed(1)
+    for channels in (1, 45, 256):
+        x = torch.randn(3, 5, channels, generator=generator).to(dtype)
+        threshold = torch.randn(2, channels, generator=generator)
+        threshold[0] = torch.sign(threshold[0])
+        for given in (None, threshold):
+            out = torch.full((3, 5, -(-channels // 32)), -1, dtype=torch.int32, device="cuda")
+            launch_pack(x.cuda(), channels, None if given is None else given.cuda(), out)
+            signs = made["signs"](x.float().numpy(), None if given is None else given.numpy())
+            np.testing.assert_array_equal(out.cpu().numpy(), made["bits"].pack_words(signs, 32))
+
+
+@pytest.mark.gpu
+@on_a_gpu
+def test_no_images_are_no_work():
+    product = made["random_product"](0, kept="f16", whole_words=True)
+    given = on_gpu(
+        replace(
+            product,
+            x=product.x[:0],
+            numbers={
+                name: array[:0] if name == "residual" else array
+                for name, array in product.numbers.items()
+            },
+        )
+    )
+    launch_product(**given, config=WIDE)

@@ -1,0 +1,82 @@
+// One of the CUDA kernels as a function of the C language. What a kernel is compiled with on a
+// device are variables here, but for how it divides the work: so one build serves every layer.
+//
+// Built with -DKERNEL_FILE="tensor_product.cu" or another, and with the constants in capitals of
+// models/kernels/cuda/configurations.py where that file needs them.
+#include "device_on_cpu.h"
+
+#define CONSTANTS(EACH)                                                                           \
+  EACH(IN_ROWS) EACH(IN_COLUMNS) EACH(IN_WORDS) EACH(OUT_ROWS) EACH(OUT_COLUMNS) EACH(OUT_WORDS)  \
+  EACH(KERNEL_ROWS) EACH(KERNEL_COLUMNS) EACH(STRIDE_ROWS) EACH(STRIDE_COLUMNS)                   \
+  EACH(PADDING_ROWS) EACH(PADDING_COLUMNS) EACH(DILATION_ROWS) EACH(DILATION_COLUMNS)             \
+  EACH(PADDING_OF_ONES) EACH(TAPS) EACH(TAP_WORDS) EACH(GROUP_CHANNELS) EACH(GROUP_FILTERS)       \
+  EACH(FILTERS) EACH(BASES) EACH(COPY_WORDS) EACH(HAS_BASE_SCALE) EACH(HAS_AFFINE) EACH(RESIDUAL) \
+  EACH(ACTIVATION) EACH(KEPT) EACH(LEVEL_BITS) EACH(HAS_THRESHOLD) EACH(CHANNELS)                 \
+  EACH(READS_HALF)
+#define REAL_CONSTANTS(EACH) \
+  EACH(ACTIVATION_LOW) EACH(ACTIVATION_HIGH) EACH(LEVEL_LOW) EACH(LEVEL_STEP)
+
+namespace {
+
+#define AS_INT(name) int name;
+#define AS_FLOAT(name) float name;
+CONSTANTS(AS_INT)
+REAL_CONSTANTS(AS_FLOAT)
+
+#if defined(FINISHES)
+#include "finishing.cu"
+#endif
+#include KERNEL_FILE
+
+struct Grid {
+  int across, down, deep;
+  uint64_t seed;
+  int late_copies;
+};
+
+void run(const Grid& grid, std::function<void()> kernel) {
+  device::run_grid(grid.across, grid.down, grid.deep, THREADS, grid.seed, grid.late_copies != 0,
+                   std::move(kernel));
+}
+
+}  // namespace
+
+extern "C" {
+
+// Returns whether there is a constant of that name.
+int set_constant(const char* name, double value) {
+#define SET(constant)                                              \
+  if (std::strcmp(name, #constant) == 0) {                         \
+    constant = static_cast<decltype(constant)>(value);             \
+    return 1;                                                      \
+  }
+  CONSTANTS(SET)
+  REAL_CONSTANTS(SET)
+  return 0;
+}
+
+int threads() { return THREADS; }
+
+#if defined(RUNS_TENSOR_PRODUCT)
+void run_product(const Grid* grid, const Word* x, const Word* weights, const int* tap_sums,
+                 const float* base_scale, const float* affine, const float* slope,
+                 const float* threshold, const void* residual, void* out, int pixels) {
+  run(*grid, [=] {
+    tensor_product(x, weights, tap_sums, base_scale, affine, slope, threshold, residual, out,
+                   pixels);
+  });
+}
+#elif defined(RUNS_POPCOUNT_PRODUCT)
+void run_product(const Grid* grid, const Word* x, const Word* weights, const float* base_scale,
+                 const float* affine, const float* slope, const float* threshold,
+                 const void* residual, void* out, int pixels) {
+  run(*grid, [=] {
+    popcount_product(x, weights, base_scale, affine, slope, threshold, residual, out, pixels);
+  });
+}
+#else
+void run_pack(const Grid* grid, const void* x, const float* threshold, Word* out, Size words) {
+  run(*grid, [=] { pack_signs(x, threshold, out, words); });
+}
+#endif
+}
