@@ -1,0 +1,101 @@
+"""Device code: linear layers of a few images, whose cost is to read the weights.
+
+A program makes the results of a few filters, so that there are programs enough to keep the whole
+memory busy. Its warps add up slices of the channels side by side, as products of a stack of small
+matrices on the tensor cores, and the slices' sums are added in the end.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls, allow-incomplete-defs
+# Triton finds out the types of device code, each time that it is compiled.
+
+import triton
+import triton.language as tl
+
+from models.kernels.triton.finishing import finish
+from models.kernels.triton.products import add_basis, multiply, place_offsets
+from models.kernels.triton.unpacking import unpack
+
+
+@triton.jit
+def vector_product(
+    x,
+    words,
+    out,
+    base_scale,
+    affine,
+    slope,
+    threshold,
+    residual,
+    offsets,
+    places,
+    pixels,
+    place_count,
+    read_step,
+    lower,
+    upper,
+    kept_low,
+    kept_step,
+    CHANNELS: tl.constexpr,
+    FILTERS: tl.constexpr,
+    BASES: tl.constexpr,
+    READ: tl.constexpr,
+    KEPT: tl.constexpr,
+    KEPT_BITS: tl.constexpr,
+    BASE_SCALE: tl.constexpr,
+    AFFINE: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    OFFSETS: tl.constexpr,
+    FILTER_BLOCK: tl.constexpr,
+    PIXEL_BLOCK: tl.constexpr,
+    CHANNEL_BLOCK: tl.constexpr,
+    SLICES: tl.constexpr,
+):
+    """Make the results of ``FILTER_BLOCK`` filters for ``PIXEL_BLOCK`` images."""
+    WORDS: tl.constexpr = (CHANNELS + 31) // 32
+    BLOCK_WORDS: tl.constexpr = CHANNEL_BLOCK // 32
+    STEPS: tl.constexpr = (CHANNELS + SLICES * CHANNEL_BLOCK - 1) // (SLICES * CHANNEL_BLOCK)
+    SUM: tl.constexpr = tl.int32 if READ == "i8" else tl.float32
+
+    filters = tl.program_id(0) * FILTER_BLOCK + tl.arange(0, FILTER_BLOCK)
+    image = tl.program_id(1) * PIXEL_BLOCK + tl.arange(0, PIXEL_BLOCK)
+    inside = (image < pixels)[:, None] & (filters < FILTERS)[None, :]
+    slices = tl.arange(0, SLICES)[:, None, None]
+    word = slices * BLOCK_WORDS + tl.arange(0, BLOCK_WORDS)[None, None, :]
+    channel = slices * CHANNEL_BLOCK + tl.arange(0, CHANNEL_BLOCK)[None, None, :]
+    of_image = x + image.to(tl.int64)[None, :, None] * CHANNELS
+
+    total = tl.zeros([PIXEL_BLOCK, FILTER_BLOCK], dtype=tl.float32)
+    for base in range(BASES):
+        rows = words + (base * FILTERS + filters)[None, :, None] * WORDS
+        sums = tl.zeros([SLICES, FILTER_BLOCK, PIXEL_BLOCK], dtype=SUM)
+        for step in range(STEPS):
+            step_words = step * (SLICES * BLOCK_WORDS) + word
+            packed = tl.load(
+                rows + step_words,
+                mask=(filters < FILTERS)[None, :, None] & (step_words < WORDS),
+                other=0,
+            )
+            channels = step * (SLICES * CHANNEL_BLOCK) + channel
+            numbers = tl.load(
+                of_image + channels,
+                mask=(image < pixels)[None, :, None] & (channels < CHANNELS),
+                other=0,
+            )
+            flat = tl.reshape(packed, [SLICES * FILTER_BLOCK, BLOCK_WORDS])
+            weights = unpack(flat, READ, SLICES * FILTER_BLOCK, CHANNEL_BLOCK)
+            stack = tl.reshape(weights, [SLICES, FILTER_BLOCK, CHANNEL_BLOCK])
+            sums = multiply(stack, tl.permute(numbers, (0, 2, 1)), sums, READ)
+        tile_sums = tl.trans(tl.sum(sums, axis=0))
+        if OFFSETS:
+            nowhere = image * 0
+            tile_sums += place_offsets(
+                offsets, places, base, nowhere, nowhere, filters, inside, 1, place_count, FILTERS
+            )
+        total = add_basis(total, tile_sums, base_scale, base, filters, FILTERS, BASE_SCALE)
+    finish(
+        total, image, filters, inside, out, affine, slope, threshold, residual, read_step,
+        lower, upper, kept_low, kept_step, FILTERS, READ, KEPT, KEPT_BITS, AFFINE, RESIDUAL,
+        ACTIVATION, THRESHOLD, PIXEL_BLOCK, FILTER_BLOCK,
+    )  # fmt: skip
