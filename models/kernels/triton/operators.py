@@ -1,4 +1,4 @@
-"""The products in Triton as operators of torch's own kind, ``bitpress::conv_bits_*``.
+"""The kernels in Triton as operators of torch's own kind, ``bitpress::conv_bits_*`` and others.
 
 They write to a tensor that is given to them, so that a CUDA graph finds everything in its place.
 """
@@ -16,6 +16,7 @@ from models.kernels.product_shape import (
     LEVEL_OFFSET,
     WORD_BITS,
     Epilogue,
+    Pair,
     ProductShape,
     ProductTensors,
     ValueKind,
@@ -23,6 +24,7 @@ from models.kernels.product_shape import (
     encoded,
 )
 from models.kernels.triton.configurations import Configuration
+from models.kernels.triton.elementwise import run_elementwise, run_pool
 from models.kernels.triton.product_launch import run_product
 
 KINDS: Final[dict[ValueKind, torch.dtype]] = {
@@ -73,6 +75,39 @@ def launch_product(
         )
 
 
+def launch_elementwise(
+    x: Tensor, tensors: ProductTensors, channels: int, epilogue: Epilogue, out: Tensor
+) -> None:
+    """Do with every number of ``x`` what ``epilogue`` says, as if it were a product's.
+
+    ``x``: contiguous, ``channels`` last, float16 or float32, or int8 levels where
+    ``epilogue.read`` is ``i8``: those become ``low + step * q`` first. ``out``: the same pixels,
+    kept as ``epilogue.kept``.
+    """
+    if len(x):
+        _finish_numbers(
+            x,
+            out,
+            tensors.affine,
+            tensors.slope,
+            tensors.threshold,
+            tensors.residual,
+            _encoded(ProductShape(channels, channels), epilogue),
+        )
+
+
+def launch_pool(
+    x: Tensor, out: Tensor, maximum: bool, kernel: Pair, stride: Pair, padding: Pair
+) -> None:
+    """Write the greatest number of each window of ``x``, ``(N, H, W, C)``, or the mean, to ``out``.
+
+    The border counts as minus infinity, or as 0. Both tensors are contiguous and of real numbers,
+    or both of levels, of which there is the greatest only.
+    """
+    if len(x):
+        _pool(x, out, maximum, [*kernel], [*stride], [*padding])
+
+
 def _product(
     x: Tensor,
     words: Tensor,
@@ -99,6 +134,38 @@ def _operator(read: ValueKind) -> Callable[..., None]:
 
 
 _OPERATORS: Final = {read: _operator(read) for read in ("f16", "f32", "i8")}
+
+
+@torch.library.custom_op("bitpress::finish_numbers", mutates_args=("out",))
+def _finish_numbers(
+    x: Tensor,
+    out: Tensor,
+    affine: Tensor | None,
+    slope: Tensor | None,
+    threshold: Tensor | None,
+    residual: Tensor | None,
+    product: str,
+) -> None:
+    shape, epilogue = decoded(product)
+    tensors = ProductTensors(affine=affine, slope=slope, threshold=threshold, residual=residual)
+    run_elementwise(x, tensors, shape.filters, epilogue, out)
+
+
+@torch.library.custom_op("bitpress::pool", mutates_args=("out",))
+def _pool(
+    x: Tensor,
+    out: Tensor,
+    maximum: bool,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+) -> None:
+    windows = [(first, second) for first, second in (kernel, stride, padding)]
+    run_pool(x, out, maximum, *windows)
+
+
+for _made in (_finish_numbers, _pool):
+    _made.register_fake(lambda *arguments: None)
 
 _encoded = cache(encoded)
 

@@ -198,17 +198,23 @@ def _geometry(shape: ProductShape) -> dict[str, int]:
 
 
 def _work(shape: ProductShape, epilogue: Epilogue, tensors: ProductTensors) -> dict[str, Any]:
-    """Return what is done with the sums, as compile-time arguments."""
+    """Return what is done with the sums of every basis, as compile-time arguments."""
+    return epilogue_constants(shape, epilogue) | {
+        "BASES": shape.bases,
+        "BASE_SCALE": epilogue.base_scale,
+        "OFFSETS": tensors.offsets is not None,
+    }
+
+
+def epilogue_constants(shape: ProductShape, epilogue: Epilogue) -> dict[str, Any]:
+    """Return what `finishing.finish` does, as compile-time arguments."""
     return {
         "FILTERS": shape.filters,
-        "BASES": shape.bases,
         "READ": epilogue.read,
         "KEPT": epilogue.kept,
         "KEPT_BITS": 0 if epilogue.kept_levels is None else epilogue.kept_levels.bits,
-        "BASE_SCALE": epilogue.base_scale,
         "AFFINE": epilogue.affine,
         "RESIDUAL": epilogue.residual is not None,
         "ACTIVATION": "" if epilogue.activation is None else epilogue.activation.kind,
         "THRESHOLD": epilogue.threshold,
-        "OFFSETS": tensors.offsets is not None,
     }
