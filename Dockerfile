@@ -4,6 +4,8 @@ FROM python:${PYTHON_VERSION}-slim AS build
 # Address of a package index with another build of torch, for example one without CUDA. Where it
 # is empty, torch comes from where everything else does.
 ARG TORCH_INDEX=""
+# Anything: with what the GPU engine needs. Its torch is one with CUDA, as the package index has it.
+ARG GPU=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # For the CPU engine; what else its build needs comes from the package index.
 RUN apt-get update \
@@ -25,9 +27,16 @@ COPY app app
 COPY client client
 # The variables pin the tools of the build, which -c does not reach.
 RUN PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
-    pip install -c constraints.txt .
+    pip install -c constraints.txt ".${GPU:+[gpu]}"
 
 FROM python:${PYTHON_VERSION}-slim
+# Triton compiles a launcher for each of its kernels where it first runs.
+ARG GPU=""
+RUN if [ -n "$GPU" ]; then \
+        apt-get update \
+        && apt-get install -y --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin bitpress \
     && install -d -o bitpress -g bitpress /data
 COPY --from=build /opt/bitpress /opt/bitpress
@@ -35,6 +44,7 @@ ENV PATH=/opt/bitpress/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     BITPRESS_DATA_DIR=/data \
     BITPRESS_CACHE_DIR=/data/cache \
+    TRITON_CACHE_DIR=/data/cache/triton \
     BITPRESS_HOST=0.0.0.0 \
     BITPRESS_PORT=8000
 USER bitpress

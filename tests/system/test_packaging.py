@@ -55,7 +55,7 @@ def test_the_image_is_built_in_one_stage_and_run_in_another() -> None:
 
 def test_the_index_for_torch_is_empty_unless_given() -> None:
     _, build, _ = dockerfile()
-    assert arguments(build, "ARG") == ['TORCH_INDEX=""']
+    assert arguments(build, "ARG") == ['TORCH_INDEX=""', 'GPU=""']
     (torch,) = [command for command in arguments(build, "RUN") if "TORCH_INDEX" in command]
     assert torch.startswith('if [ -n "$TORCH_INDEX" ]; then')
 
@@ -84,7 +84,8 @@ def test_the_image_brings_a_compiler_to_the_build_alone() -> None:
     _, build, final = dockerfile()
     (compiler,) = [run for run in arguments(build, "RUN") if "apt-get" in run]
     assert "apt-get install -y --no-install-recommends g++" in compiler
-    assert not any("apt-get" in run for run in arguments(final, "RUN"))
+    (gpu,) = [run for run in arguments(final, "RUN") if "apt-get" in run]
+    assert gpu.startswith('if [ -n "$GPU" ]; then')
     # A library that was built outside would count as newer than the one of the image.
     assert "**/*.so" in (ROOT / ".dockerignore").read_text().splitlines()
 
@@ -101,7 +102,7 @@ def test_the_tools_of_the_build_are_pinned() -> None:
     assert pinned >= {"scikit_build_core", "cmake", "ninja", "packaging", "pathspec"}
     # What is given by -c does not reach the environment of its own that pip builds in.
     _, build, _ = dockerfile()
-    (install,) = [run for run in arguments(build, "RUN") if run.endswith(" .")]
+    (install,) = [run for run in arguments(build, "RUN") if ' ".' in run]
     (editable,) = [line for line in made("install").splitlines() if "pip install" in line]
     for command in (install, editable):
         assert "PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt" in command
@@ -130,6 +131,7 @@ def test_the_image_runs_as_nobody_special_and_tells_its_health() -> None:
     for setting in (
         "BITPRESS_DATA_DIR=/data",
         "BITPRESS_CACHE_DIR=/data/cache",
+        "TRITON_CACHE_DIR=/data/cache/triton",
         "BITPRESS_HOST=0.0.0.0",
         "BITPRESS_PORT=8000",
     ):
@@ -170,6 +172,38 @@ def test_app_and_worker_share_image_volume_and_database(compose: Any) -> None:
         r"postgresql://bitpress:\$\{POSTGRES_PASSWORD:\?[^}]+\}@postgres:5432/bitpress", url
     )
     assert app["build"]["args"] == {"TORCH_INDEX": "${TORCH_INDEX:-}"}
+
+
+def test_app_and_worker_get_the_gpu_and_an_image_that_can_use_it(compose: Any) -> None:
+    added = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())["services"]
+    assert set(added) == {"app", "worker"}
+    for service in added.values():
+        (gpu,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert gpu == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+        assert service["build"] == {"args": {"GPU": "yes"}}
+        # Not the image without what a GPU needs, which may be there already.
+        assert service["image"] != compose["services"]["app"]["image"]
+    _, build, final = dockerfile()
+    assert all('GPU=""' in arguments(stage, "ARG") for stage in (build, final))
+    (install,) = [run for run in arguments(build, "RUN") if ' ".' in run]
+    assert install.endswith('".${GPU:+[gpu]}"')
+
+
+def test_what_the_gpu_engine_needs_is_tested_with_and_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert "bitpress[gpu]" in extras["dev"]
+    names = {re.split(r"[><=;]", requirement)[0] for requirement in extras["gpu"]}
+    assert names == {"triton", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc"}
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
+    assert names <= set(pinned)
+    # What torch 2.13.0 itself asks for on a GPU machine.
+    wanted = {"torch": "2.13.0", "triton": "3.7.1", "nvidia-cuda-nvrtc": "13.0.88"}
+    assert wanted.items() <= pinned.items()
+
+
+def test_a_gpu_is_checked_by_the_python_that_is_there() -> None:
+    assert made("gpu-check").splitlines() == ["python3 -m benchmarks.gpu_check"]
 
 
 def test_nothing_starts_before_the_database_is_ready(compose: Any) -> None:
