@@ -19,7 +19,7 @@ _MODEL = {
     "model": f"name; the {MOST_MODELS} first by name where there are more",
     "version": "the latest one",
 }
-_LOADED = {"model": "name", "version": "number", "runtime": "`cpu`, `reference`"}
+_LOADED = {"model": "name", "version": "number", "runtime": "`cuda`, `cpu`, `reference`"}
 _WORKER = {"worker": f"host, process id and a random part; the latest {MOST_WORKERS}"}
 
 
@@ -148,6 +148,14 @@ MODEL_ACTIVATION = MetricSpec(
     "Memory that computing one image takes besides: activations and scratch memory of all threads.",
     _LOADED,
 )
+MODEL_DEVICE = MetricSpec(
+    "bitpress_model_device_bytes",
+    "gauge",
+    "bytes",
+    "Memory of a GPU that a loaded model takes in all: weights, the activations of the largest "
+    "batch, and what its graphs hold; 0 where it runs on the processor.",
+    _LOADED,
+)
 MODEL_WAITING = MetricSpec(
     "bitpress_model_waiting_images",
     "gauge",
@@ -160,7 +168,7 @@ MODEL_RUNTIME = MetricSpec(
     "gauge",
     "",
     "What a loaded model runs on; always 1.",
-    {**_LOADED, "kernels": "set of kernels, such as `avx512`"},
+    {**_LOADED, "kernels": "set of kernels, such as `avx512`; of a GPU its kind, such as `sm_90`"},
 )
 
 JOBS = MetricSpec(
@@ -281,7 +289,7 @@ SECTIONS: Mapping[str, tuple[MetricSpec, ...]] = {
         *(MODELS, MODEL_RATIO, MODEL_PACKED, MODEL_FLOAT, MODEL_ACCURACY, MODEL_LATENCY),
         MODEL_CREATED,
     ),
-    "Loaded models": (MODEL_RUNTIME, MODEL_RESIDENT, MODEL_ACTIVATION, MODEL_WAITING),
+    "Loaded models": (MODEL_RUNTIME, MODEL_RESIDENT, MODEL_ACTIVATION, MODEL_DEVICE, MODEL_WAITING),
     "Jobs": (JOBS, JOBS_FINISHED, JOB_STAGES, QUEUE_AGE, PROGRESS_AGE),
     "Workers": (WORKERS_ALIVE, WORKERS_LOST, WORKER_JOB, WORKER_BEAT, WORKER_MEMORY),
     "Datasets and storage": (DATASETS, DATASET_BYTES, INGESTIONS, DISK_FREE, DISK_SIZE, STORE_UP),

@@ -314,6 +314,7 @@ class ModelPool:
                 "threads": self._threads,
                 "resident_bytes": runtime.resident_bytes,
                 "activation_bytes": runtime.activation_bytes,
+                "device_bytes": runtime.device_bytes,
                 "seconds": round(time.monotonic() - begun, 3),
             },
         )

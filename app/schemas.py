@@ -290,7 +290,8 @@ class VersionFigures(BaseModel):
     runtime: str = Field(description="The runtime that serves it here.")
     kernels: str = Field(
         description="The set of kernels that this runtime has here: avx512, avx2 or portable; "
-        "torch for the reference runtime."
+        "sm_90 and the like, which is the kind of GPU, for the runtime cuda; torch for the "
+        "reference runtime."
     )
     digest: str = Field(description="Digest of the artifact file.")
     job: str = Field(description="Id of the job that made it.")

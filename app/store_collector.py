@@ -222,14 +222,16 @@ def _published_families(known: Mapping[tuple[str, int, str], _ModelFigures]) -> 
 def _loaded_families(models: Iterable[LoadedModel]) -> list[Metric]:
     resident, activations = _gauge(catalogue.MODEL_RESIDENT), _gauge(catalogue.MODEL_ACTIVATION)
     waiting, info = _gauge(catalogue.MODEL_WAITING), _gauge(catalogue.MODEL_RUNTIME)
+    device = _gauge(catalogue.MODEL_DEVICE)
     for model in models:
         runtime = model.runtime
         key = [model.version.name, str(model.version.version), runtime.name]
         resident.add_metric(key, runtime.resident_bytes)
         activations.add_metric(key, runtime.activation_bytes)
+        device.add_metric(key, runtime.device_bytes)
         waiting.add_metric(key, model.batcher.admitted)
         info.add_metric([*key, runtime.kernels], 1)
-    return [resident, activations, waiting, info]
+    return [resident, activations, device, waiting, info]
 
 
 def _gauge(spec: MetricSpec, value: float | None = None) -> GaugeMetricFamily:

@@ -270,10 +270,12 @@ ROWS: dict[str, Sequence[Panel]] = {
         ),
         Panel(
             "Loaded models",
-            "Weights of each loaded model, and what computing one image takes besides.",
+            "Weights of each loaded model, what computing one image takes besides, and what it "
+            "takes of a GPU's memory in all.",
             [
                 (f"bitpress_model_resident_bytes{{{_BY_MODEL}}}", f"{_VERSION}, weights"),
                 (f"bitpress_model_activation_bytes{{{_BY_MODEL}}}", f"{_VERSION}, activations"),
+                (f"bitpress_model_device_bytes{{{_BY_MODEL}}}", f"{_VERSION}, GPU"),
             ],
             "bytes",
         ),

@@ -14,6 +14,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
+from models.runtime.gpu_presence import gpu_is_here, gpu_kernels
 from models.runtime.kernel_sets import kernel_set, native_library
 from store.errors import Unavailable
 
@@ -47,6 +48,10 @@ class Runtime(Protocol):
         """Bytes of weights and tables held between calls."""
 
     @property
+    def device_bytes(self) -> int:
+        """Bytes of a GPU's memory that it takes in all; 0 where it runs on the processor."""
+
+    @property
     def activation_bytes(self) -> int:
         """Bytes that computing one image takes, besides `resident_bytes`.
 
@@ -59,6 +64,12 @@ class Runtime(Protocol):
         Raises:
             ValueError: ``x`` has another shape or dtype.
         """
+
+
+def _cuda(artifact: Artifact, threads: int | None) -> Runtime:
+    from models.runtime.cuda import CudaRuntime
+
+    return CudaRuntime(artifact)  # the processor's threads are of no use to it
 
 
 def _cpu(artifact: Artifact, threads: int | None) -> Runtime:
@@ -74,13 +85,14 @@ def _reference(artifact: Artifact, threads: int | None) -> Runtime:
 
 
 RUNTIMES: Final[Mapping[str, Callable[[Artifact, int | None], Runtime]]] = MappingProxyType(
-    {"cpu": _cpu, "reference": _reference}
+    {"cuda": _cuda, "cpu": _cpu, "reference": _reference}
 )
 
 
 def available() -> tuple[str, ...]:
     """Return the names of the runtimes that can run here, fastest first."""
-    return tuple(name for name in RUNTIMES if name != "cpu" or _cpu_is_here())
+    here = {"cuda": _cuda_is_here, "cpu": _cpu_is_here}
+    return tuple(name for name in RUNTIMES if name not in here or here[name]())
 
 
 def choose(runtime: str = AUTO) -> str:
@@ -88,7 +100,8 @@ def choose(runtime: str = AUTO) -> str:
 
     Raises:
         Unavailable: there is no runtime of that name, or not here; or BITPRESS_CPU_KERNELS asks
-            for kernels that this processor cannot run.
+            for kernels that this processor cannot run; or there is no GPU for the runtime
+            ``cuda``.
     """
     name = available()[0] if runtime == AUTO else runtime
     if name not in RUNTIMES:
@@ -104,12 +117,18 @@ def choose(runtime: str = AUTO) -> str:
 def kernels_of(name: str) -> str:
     """Return the set of kernels that the runtime ``name`` runs here, which loads nothing.
 
-    ``torch`` is that of the reference runtime. ``name`` is one that `choose` gives.
+    ``torch`` is that of the reference runtime; of ``cuda`` it is the architecture they are compiled
+    for, such as ``sm_90``. ``name`` is one that `choose` gives.
 
     Raises:
         Unavailable: they are not here.
     """
-    return kernel_set() if name == "cpu" else _REFERENCE_KERNELS
+    match name:
+        case "cuda":
+            return gpu_kernels()
+        case "cpu":
+            return kernel_set()
+    return _REFERENCE_KERNELS
 
 
 def load(artifact: Artifact, runtime: str = AUTO, threads: int | None = None) -> Runtime:
@@ -122,13 +141,29 @@ def load(artifact: Artifact, runtime: str = AUTO, threads: int | None = None) ->
         Unavailable: there is no runtime of that name here, or it cannot run this artifact's plan.
     """
     name = choose(runtime)
+    while True:
+        try:
+            return RUNTIMES[name](artifact, threads)
+        except Unavailable as refusal:
+            if runtime != AUTO:
+                raise
+            slower = available()[available().index(name) + 1 :]
+            if not slower:
+                raise
+            _log.warning("%s The runtime %r takes its place.", refusal.detail, slower[0])
+            name = slower[0]
+
+
+@cache
+def _cuda_is_here() -> bool:
+    """Tell whether a GPU can be used here; says once that the one that is there cannot."""
     try:
-        return RUNTIMES[name](artifact, threads)
-    except Unavailable as refusal:
-        if runtime != AUTO:
-            raise
-        _log.warning("%s The runtime 'reference' takes its place.", refusal.detail)
-        return RUNTIMES["reference"](artifact, threads)
+        gpu_kernels()
+    except Unavailable as missing:
+        if gpu_is_here():
+            _log.warning("%s The runtime 'cpu' serves. %s", missing.detail, missing.remedy)
+        return False
+    return True
 
 
 @cache

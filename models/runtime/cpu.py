@@ -47,6 +47,7 @@ class CpuRuntime:
     """
 
     name = "cpu"
+    device_bytes = 0
 
     def __init__(
         self,

@@ -51,7 +51,7 @@ class Kernels(Protocol):
     kept."""
 
     def product(self, step: ProductStep, device: torch.device) -> PreparedProduct:
-        """Bring the weights of ``step`` to ``device``."""
+        """Bring the tensors of ``step`` to ``device``."""
 
     def elementwise(
         self, x: Tensor, tensors: ProductTensors, channels: int, epilogue: Epilogue, out: Tensor
@@ -191,7 +191,9 @@ def _product(step: FloatProductStep, x: Tensor) -> Tensor:
 
 
 def _on(step: GpuStep, device: torch.device) -> GpuStep:
-    """Return ``step`` with its tensors on ``device``, but for packed weights."""
+    """Return ``step`` with its tensors on ``device``, unless they are its kernels' to bring."""
+    if isinstance(step, ProductStep):
+        return step
     if isinstance(step, SignStep) and step.threshold is not None:
         return replace(step, threshold=step.threshold.to(device))
     if isinstance(step, FloatProductStep):
@@ -204,10 +206,11 @@ def _on(step: GpuStep, device: torch.device) -> GpuStep:
 
 
 def _tensors(step: GpuStep) -> Iterator[Tensor]:
+    """Return the tensors that `_on` brought to the device."""
     match step:
         case SignStep() if step.threshold is not None:
             yield step.threshold
-        case ElementwiseStep():
+        case ElementwiseStep() if not isinstance(step, ProductStep):
             yield from step.finish.held.values()
             if isinstance(step, FloatProductStep):
                 yield step.weight

@@ -5,8 +5,14 @@ alive from the start and the result to the end. Places are those for one image: 
 every offset is n times as large, so that one placement serves every batch size.
 """
 
+from math import prod
+from typing import Final
+
 from models.runtime.arena import Arena, place_intervals
 from models.runtime.gpu_program import GpuProgram
+
+# Kernels count the elements of a value in 32 bits.
+_MOST_ELEMENTS: Final = 2**31 - 1
 
 
 def place_values(program: GpuProgram) -> Arena:
@@ -19,3 +25,10 @@ def place_values(program: GpuProgram) -> Arena:
             died[value] = max(died[value], time)
     died[program.output] = len(program.steps)
     return place_intervals([value.bytes for value in program.values], born, died)
+
+
+def most_images(program: GpuProgram, memory_bytes: int) -> int:
+    """Return how many images at once fit into so many bytes; one at least."""
+    elements = max(prod(value.shape) for value in program.values)
+    by_memory = memory_bytes // max(place_values(program).bytes, 1)
+    return max(1, min(by_memory, _MOST_ELEMENTS // elements))

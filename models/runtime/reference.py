@@ -50,6 +50,7 @@ class ReferenceRuntime:
 
     name = "reference"
     kernels = "torch"
+    device_bytes = 0
 
     def __init__(
         self,

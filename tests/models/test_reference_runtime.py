@@ -32,7 +32,7 @@ from models.operators import (
 from models.plan import Plan
 from models.preprocessing import InputSpec
 from models.quantization import quantize
-from models.runtime import RUNTIMES, Runtime, load
+from models.runtime import RUNTIMES, Runtime, available, load
 from models.runtime.reference import ReferenceRuntime
 from models.runtime.unpacking import parts, sign_table, unpack_filters
 from store.errors import Unavailable
@@ -342,7 +342,7 @@ def test_runtimes_are_chosen_by_name_and_never_swapped(small_artifact):
     assert isinstance(load(small_artifact, "auto"), Runtime)
     with pytest.raises(Unavailable, match="'quantum'") as caught:
         load(small_artifact, "quantum")
-    assert caught.value.remedy == "Use one of: " + ", ".join(["auto", *RUNTIMES])
+    assert caught.value.remedy == "Use one of: " + ", ".join(["auto", *available()])
 
 
 def test_result_carries_no_gradient(small_artifact, small_images):

@@ -1,0 +1,81 @@
+"""A program's launches, recorded once for every batch size and played back as a whole.
+
+Starting a kernel costs a processor some microseconds, which is more than a small layer takes to
+compute; a graph is started once for a whole network. Everything that a graph touches has its place
+beforehand, so that playing it back allocates nothing.
+"""
+
+import threading
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any, Final
+
+import torch
+
+from models.runtime.gpu_execution import GpuExecution, Launch
+
+# torch records one graph at a time.
+_recording: Final = threading.Lock()
+
+
+def sizes_up_to(most: int) -> tuple[int, ...]:
+    """Return the sizes that graphs are made for: the powers of 2 below ``most``, and ``most``."""
+    return (*(1 << i for i in range((most - 1).bit_length())), most)
+
+
+class Graphs:
+    """One graph for each of ``sizes``; what they allocate beside ``execution`` they share.
+
+    They must not be played back at the same time.
+    """
+
+    def __init__(self, execution: GpuExecution, sizes: Sequence[int], device: torch.device) -> None:
+        self.sizes = tuple(sorted(sizes))
+        with _recording, torch.cuda.device(device), torch.inference_mode():
+            self._pool: Any = torch.cuda.graph_pool_handle()
+            # The largest first: what smaller ones allocate fits into what it has left.
+            self._graphs = {size: self._record(execution.bind(size)) for size in self.sizes[::-1]}
+
+    @property
+    def pool_bytes(self) -> int:
+        """Bytes that the graphs allocated for themselves."""
+        return sum(
+            segment["total_size"]
+            for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+            if tuple(segment["segment_pool_id"]) == tuple(self._pool)
+        )
+
+    def size_for(self, images: int) -> int:
+        """Return the least size that holds ``images``, which are not more than the largest."""
+        return next(size for size in self.sizes if size >= images)
+
+    def replay(self, size: int) -> None:
+        """Enqueue the graph of that size on the current stream."""
+        self._graphs[size].replay()
+
+    def _record(self, launches: Iterable[Launch]) -> torch.cuda.CUDAGraph:
+        launches = list(launches)
+        stream = _stream(torch.cuda.current_device())
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # Kernels are compiled when they are first launched, which a recording must not meet.
+            for launch in launches:
+                launch()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on serving with other graphs meanwhile.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+        ):
+            for launch in launches:
+                launch()
+        return graph
+
+
+@cache
+def _stream(device_index: int) -> torch.cuda.Stream:
+    """Return the stream that graphs of a device are recorded on.
+
+    It is the same for all: libraries keep memory for every stream that they have seen.
+    """
+    return torch.cuda.Stream(device_index)  # type: ignore[no-untyped-call]

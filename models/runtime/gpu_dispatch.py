@@ -1,0 +1,37 @@
+"""The one thread of a process that gives a GPU its work, on one stream."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+
+
+class GpuDispatch:
+    """Runs functions one after the other on a thread whose current stream is its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bitpress-gpu")
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def run(self, work: Callable[[], None], then: Callable[[], None]) -> None:
+        """Run ``work`` on the thread; once the device has done what it enqueued, ``then`` too."""
+        self._thread.submit(self._run, work, then).result()
+
+    def _run(self, work: Callable[[], None], then: Callable[[], None]) -> None:
+        # Callers may be in inference mode, and what they made can be written in no other.
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.stream(self._stream),
+            torch.inference_mode(),
+        ):
+            work()
+            self._stream.synchronize()
+            then()
+
+
+@cache
+def dispatch(device: torch.device) -> GpuDispatch:
+    """Return the one of ``device``, which has an index."""
+    return GpuDispatch(device)

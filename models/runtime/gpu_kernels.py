@@ -1,0 +1,102 @@
+"""The kernels of a GPU's program: Triton's for numbers and levels, those in CUDA C++ for signs."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from models.kernels import cuda
+from models.kernels.product_shape import Epilogue, Pair, ProductTensors
+from models.kernels.triton import borders, configurations, operators, word_order
+from models.runtime.gpu_execution import Launch, PreparedProduct
+from models.runtime.gpu_program import ProductStep
+
+
+class GpuKernels:
+    """`models.runtime.gpu_execution.Kernels` of this package.
+
+    ``autotune``: whether a product that was never measured on such a device is, when it is bound.
+    """
+
+    def __init__(self, *, autotune: bool) -> None:
+        self._autotune = autotune
+
+    def product(self, step: ProductStep, device: torch.device) -> PreparedProduct:
+        """Bring the weights of ``step`` to ``device``, in its kernels' order."""
+        if step.finish.epilogue.read == "b1":
+            return _SignProduct(step, device)
+        return _NumberProduct(step, device)
+
+    def elementwise(
+        self, x: Tensor, tensors: ProductTensors, channels: int, epilogue: Epilogue, out: Tensor
+    ) -> None:
+        operators.launch_elementwise(x, tensors, channels, epilogue, out)
+
+    def pool(
+        self, x: Tensor, out: Tensor, maximum: bool, kernel: Pair, stride: Pair, padding: Pair
+    ) -> None:
+        operators.launch_pool(x, out, maximum, kernel, stride, padding)
+
+
+class _Product:
+    """What both kinds of products have on the device."""
+
+    def __init__(self, step: ProductStep, words: Tensor, tensors: ProductTensors) -> None:
+        self._shape = step.shape
+        self._epilogue = step.finish.epilogue
+        self._words = words
+        self._tensors = tensors
+
+    @property
+    def resident_bytes(self) -> int:
+        found = [tensor for tensor in vars(self._tensors).values() if tensor is not None]
+        return sum(tensor.nbytes for tensor in (self._words, *found))
+
+
+class _NumberProduct(_Product):
+    """A product of numbers or levels, in Triton."""
+
+    def __init__(self, step: ProductStep, device: torch.device) -> None:
+        epilogue = step.finish.epilogue
+        zero = None if epilogue.read_levels is None else epilogue.read_levels.zero
+        tensors = step.finish.on(device).tensors
+        missing = borders.border_sums(step.words, step.shape, zero)
+        if missing is not None:
+            tensors = replace(
+                tensors,
+                offsets=missing.offsets.to(device),
+                places=missing.places.to(device),
+            )
+        words = word_order.interleaved(step.words.to(device), epilogue.read)
+        super().__init__(step, words, tensors)
+
+    def bind(self, x: Tensor, residual: Tensor | None, out: Tensor) -> Launch:
+        tensors = replace(self._tensors, residual=residual)
+        arguments = (x, self._words, tensors, self._shape, self._epilogue, out)
+        config = configurations.heuristic(self._shape, self._epilogue, len(x), _capability(x))
+        return lambda: operators.launch_product(*arguments, config)
+
+
+class _SignProduct(_Product):
+    """A product of signs, in CUDA C++."""
+
+    def __init__(self, step: ProductStep, device: torch.device) -> None:
+        tensors = replace(
+            step.finish.on(device).tensors,
+            tap_sums=cuda.tap_sums(step.words, step.shape).to(device),
+        )
+        super().__init__(step, step.words.to(device), tensors)
+
+    def bind(self, x: Tensor, residual: Tensor | None, out: Tensor) -> Launch:
+        tensors = replace(self._tensors, residual=residual)
+        arguments = (x, self._words, tensors, self._shape, self._epilogue, out)
+        device = torch.cuda.get_device_properties(x.device)
+        config = cuda.heuristic(
+            self._shape, len(x), (device.major, device.minor), device.multi_processor_count
+        )
+        return lambda: cuda.launch_product(*arguments, config)
+
+
+def _capability(x: Tensor) -> tuple[int, int]:
+    """Return that of the device of ``x``; the interpreter takes the kernels of any."""
+    return torch.cuda.get_device_capability(x.device) if x.is_cuda else configurations.HOPPER
