@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.kernels.product_shape import Epilogue, Pair, ProductShape, ProductTensors
+from models.kernels.product_shape import Epilogue, Pair, ProductTensors
 from models.kernels.triton.finishing import finish
 from models.kernels.triton.launching import blocks, launch
 from models.kernels.triton.product_launch import epilogue_constants, level_numbers
@@ -34,11 +34,12 @@ def run_elementwise(
         tensors.slope,
         tensors.threshold,
         tensors.residual,
+        channels,
         pixels,
         *((0.0, 1.0) if levels is None else (levels.low, levels.step)),
         *((0.0, 0.0) if activation is None else (activation.low, activation.high)),
         *level_numbers(epilogue.kept_levels),
-        **epilogue_constants(ProductShape(channels, channels), epilogue),
+        **epilogue_constants(epilogue),
         CHANNEL_BLOCK=block,
         PIXEL_BLOCK=_NUMBERS // block,
     )
@@ -78,7 +79,7 @@ def _channel_block(channels: int) -> int:
     return next((block for block in _CHANNEL_BLOCKS if block >= channels), _CHANNEL_BLOCKS[-1])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("pixels",))
 def finish_numbers(
     x,
     out,
@@ -86,6 +87,7 @@ def finish_numbers(
     slope,
     threshold,
     residual,
+    channels,
     pixels,
     read_low,
     read_step,
@@ -93,7 +95,6 @@ def finish_numbers(
     upper,
     kept_low,
     kept_step,
-    FILTERS: tl.constexpr,
     READ: tl.constexpr,
     KEPT: tl.constexpr,
     KEPT_BITS: tl.constexpr,
@@ -106,21 +107,21 @@ def finish_numbers(
 ):
     """Do with every number of ``x`` what is done with a product's; levels become numbers first."""
     pixel = tl.program_id(0) * PIXEL_BLOCK + tl.arange(0, PIXEL_BLOCK)
-    channels = tl.program_id(1) * CHANNEL_BLOCK + tl.arange(0, CHANNEL_BLOCK)
-    inside = (pixel < pixels)[:, None] & (channels < FILTERS)[None, :]
-    at = pixel.to(tl.int64)[:, None] * FILTERS + channels[None, :]
+    channel = tl.program_id(1) * CHANNEL_BLOCK + tl.arange(0, CHANNEL_BLOCK)
+    inside = (pixel < pixels)[:, None] & (channel < channels)[None, :]
+    at = pixel.to(tl.int64)[:, None] * channels + channel[None, :]
     y = tl.load(x + at, mask=inside, other=0).to(tl.float32)
     if READ == "i8":
         y = (y + 128) * read_step
         y = y + read_low
     finish(
-        y, pixel, channels, inside, out, affine, slope, threshold, residual, 1.0, lower, upper,
-        kept_low, kept_step, FILTERS, "f32", KEPT, KEPT_BITS, AFFINE, RESIDUAL, ACTIVATION,
+        y, pixel, channel, inside, out, affine, slope, threshold, residual, 1.0, lower, upper,
+        kept_low, kept_step, channels, "f32", KEPT, KEPT_BITS, AFFINE, RESIDUAL, ACTIVATION,
         THRESHOLD, PIXEL_BLOCK, CHANNEL_BLOCK,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("pixels", "in_rows", "in_columns", "out_rows", "out_columns"))
 def pool(
     x,
     out,

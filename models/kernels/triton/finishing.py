@@ -14,8 +14,8 @@ import triton.language as tl
 @triton.jit
 def finish(
     product,
-    pixels,
-    filters,
+    pixel,
+    filter,
     inside,
     out,
     affine,
@@ -27,7 +27,7 @@ def finish(
     upper,
     kept_low,
     kept_step,
-    FILTERS: tl.constexpr,
+    filters,
     READ: tl.constexpr,
     KEPT: tl.constexpr,
     KEPT_BITS: tl.constexpr,
@@ -40,30 +40,30 @@ def finish(
 ):
     """Keep ``product``, float32 ``(PIXEL_BLOCK, FILTER_BLOCK)``, where ``inside`` says.
 
-    ``pixels`` and ``filters`` number the tile's rows and columns in the result, whose rows have
-    ``FILTERS`` numbers.
+    ``pixel`` and ``filter`` number the tile's rows and columns in the result, whose rows have
+    ``filters`` numbers.
     """
-    here = filters < FILTERS
+    here = filter < filters
     y = product
     if AFFINE:
-        gain = tl.load(affine + filters, mask=here, other=0.0)
-        shift = tl.load(affine + FILTERS + filters, mask=here, other=0.0)
+        gain = tl.load(affine + filter, mask=here, other=0.0)
+        shift = tl.load(affine + filters + filter, mask=here, other=0.0)
         y = gain[None, :] * y
         y = y + shift[None, :]
     elif READ == "i8":
         y = read_step * y
-    numbers = pixels.to(tl.int64)[:, None] * FILTERS + filters[None, :]
+    numbers = pixel.to(tl.int64)[:, None] * filters + filter[None, :]
     if RESIDUAL:
         y = y + tl.load(residual + numbers, mask=inside, other=0.0).to(tl.float32)
-    y = activate(y, filters, slope, lower, upper, FILTERS, ACTIVATION)
+    y = activate(y, filter, filters, slope, lower, upper, ACTIVATION)
     if KEPT == "b1":
         if THRESHOLD:
-            sense = tl.load(threshold + filters, mask=here, other=0.0)
-            least = tl.load(threshold + FILTERS + filters, mask=here, other=0.0)
+            sense = tl.load(threshold + filter, mask=here, other=0.0)
+            least = tl.load(threshold + filters + filter, mask=here, other=0.0)
             positive = sense[None, :] * y >= least[None, :]
         else:
             positive = y >= 0
-        keep_signs(positive, pixels, filters, inside, out, FILTERS, PIXEL_BLOCK, FILTER_BLOCK)
+        keep_signs(positive, pixel, filter, filters, inside, out, PIXEL_BLOCK, FILTER_BLOCK)
     elif KEPT == "i8":
         level = quantized(y, kept_low, kept_step, KEPT_BITS)
         tl.store(out + numbers, (level.to(tl.int32) - 128).to(tl.int8), mask=inside)
@@ -74,14 +74,14 @@ def finish(
 
 
 @triton.jit
-def activate(y, channels, slope, lower, upper, CHANNELS: tl.constexpr, ACTIVATION: tl.constexpr):
-    """Return the activation of ``y``, whose last axis ``channels`` numbers."""
+def activate(y, channel, channels, slope, lower, upper, ACTIVATION: tl.constexpr):
+    """Return the activation of ``y``, whose last axis ``channel`` numbers."""
     if ACTIVATION == "relu":
         return tl.where(y < 0, 0.0, y)
     elif ACTIVATION == "hardtanh":
         return tl.where(y < lower, lower, tl.where(y > upper, upper, y))
     elif ACTIVATION == "prelu":
-        slopes = tl.load(slope + channels, mask=channels < CHANNELS, other=0.0)
+        slopes = tl.load(slope + channel, mask=channel < channels, other=0.0)
         return tl.where(y >= 0, y, slopes[None, :] * y)
     else:
         return y
@@ -101,21 +101,21 @@ def quantized(y, low, step, BITS: tl.constexpr):
 @triton.jit
 def keep_signs(
     positive,
-    pixels,
+    pixel,
+    channel,
     channels,
     inside,
     out,
-    CHANNELS: tl.constexpr,
     PIXEL_BLOCK: tl.constexpr,
     CHANNEL_BLOCK: tl.constexpr,
 ):
     """Keep signs as bits, 32 channels a word; the block's first channel begins a word."""
     WORDS: tl.constexpr = CHANNEL_BLOCK // 32
-    ROW_WORDS: tl.constexpr = (CHANNELS + 31) // 32
+    row_words = (channels + 31) // 32
     bits = (positive & inside).to(tl.int32)
     split = tl.reshape(bits, [PIXEL_BLOCK, WORDS, 32]) << tl.arange(0, 32)[None, None, :]
     words = tl.sum(split, axis=2)
-    first = tl.min(channels, axis=0) // 32 + tl.arange(0, WORDS)
-    row = tl.reshape(tl.max(inside.to(tl.int32), axis=1), [PIXEL_BLOCK, 1]) != 0
-    places = pixels.to(tl.int64)[:, None] * ROW_WORDS + first[None, :]
-    tl.store(out + places, words, mask=row & (first < ROW_WORDS)[None, :])
+    word = tl.min(channel, axis=0) // 32 + tl.arange(0, WORDS)
+    is_pixel = tl.reshape(tl.max(inside.to(tl.int32), axis=1), [PIXEL_BLOCK, 1]) != 0
+    at = pixel.to(tl.int64)[:, None] * row_words + word[None, :]
+    tl.store(out + at, words, mask=is_pixel & (word < row_words)[None, :])

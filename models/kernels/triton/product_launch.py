@@ -1,5 +1,6 @@
 """Which kernel computes a product, on how many programs, with which of its many arguments."""
 
+from math import gcd
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +14,7 @@ from models.kernels.triton.launching import blocks, launch
 from models.kernels.triton.products import add_splits, product
 from models.kernels.triton.vectors import vector_product
 
+_MOST_UNIT: Final = 16  # more channels in a row make no wider copies
 _REDUCED_PIXELS: Final = 16
 _REDUCED_FILTERS: Final = 64
 
@@ -46,6 +48,7 @@ def _launch_tiles(
 ) -> None:
     pixels = len(x) * shape.out_hw[0] * shape.out_hw[1]
     filter_blocks = shape.groups * blocks(shape.group_filters, config.filter_block)
+    unit = gcd(shape.group_channels, _MOST_UNIT)
     partial = None
     if config.splits > 1:
         dtype = torch.int32 if epilogue.read == "i8" else torch.float32
@@ -59,18 +62,27 @@ def _launch_tiles(
         out,
         partial,
         *_tensors(tensors),
+        shape.group_channels // unit,
+        shape.group_filters,
         pixels,
+        shape.taps,
+        shape.kernel[1],
+        shape.groups,
+        config.splits,
         *shape.in_hw,
         *shape.out_hw,
+        *shape.stride,
+        *shape.padding,
+        *shape.dilation,
         *_numbers(tensors, epilogue),
-        CHANNELS=shape.in_channels,
-        GROUPS=shape.groups,
-        **_geometry(shape),
+        UNIT=unit,
         **_work(shape, epilogue, tensors),
+        ONE_TAP=shape.taps == 1,
+        WHOLE_BLOCKS=shape.group_channels % config.channel_block == 0,
         FILTER_BLOCK=config.filter_block,
         PIXEL_BLOCK=config.pixel_block,
         CHANNEL_BLOCK=config.channel_block,
-        SPLITS=config.splits,
+        SPLIT=config.splits > 1,
         FILTERS_FIRST=config.filters_first,
         warps=config.warps,
         stages=config.stages,
@@ -82,6 +94,7 @@ def _launch_tiles(
             partial,
             out,
             *_tensors(tensors),
+            shape.filters,
             pixels,
             *shape.out_hw,
             *_numbers(tensors, epilogue),
@@ -101,6 +114,7 @@ def _launch_vector(
     out: Tensor,
     config: Configuration,
 ) -> None:
+    unit = gcd(shape.in_channels, _MOST_UNIT)
     launch(
         vector_product,
         (blocks(shape.filters, config.filter_block), blocks(len(x), config.pixel_block)),
@@ -108,9 +122,11 @@ def _launch_vector(
         words,
         out,
         *_tensors(tensors),
+        shape.in_channels // unit,
+        shape.filters,
         len(x),
         *_numbers(tensors, epilogue),
-        CHANNELS=shape.in_channels,
+        UNIT=unit,
         **_work(shape, epilogue, tensors),
         FILTER_BLOCK=config.filter_block,
         PIXEL_BLOCK=config.pixel_block,
@@ -143,6 +159,7 @@ def _launch_direct(
         *shape.out_hw,
         *_numbers(tensors, epilogue),
         CHANNELS=shape.in_channels,
+        FILTERS=shape.filters,
         GROUPS=shape.groups,
         **_geometry(shape),
         **_work(shape, epilogue, tensors),
@@ -199,17 +216,16 @@ def _geometry(shape: ProductShape) -> dict[str, int]:
 
 def _work(shape: ProductShape, epilogue: Epilogue, tensors: ProductTensors) -> dict[str, Any]:
     """Return what is done with the sums of every basis, as compile-time arguments."""
-    return epilogue_constants(shape, epilogue) | {
+    return epilogue_constants(epilogue) | {
         "BASES": shape.bases,
         "BASE_SCALE": epilogue.base_scale,
         "OFFSETS": tensors.offsets is not None,
     }
 
 
-def epilogue_constants(shape: ProductShape, epilogue: Epilogue) -> dict[str, Any]:
+def epilogue_constants(epilogue: Epilogue) -> dict[str, Any]:
     """Return what `finishing.finish` does, as compile-time arguments."""
     return {
-        "FILTERS": shape.filters,
         "READ": epilogue.read,
         "KEPT": epilogue.kept,
         "KEPT_BITS": 0 if epilogue.kept_levels is None else epilogue.kept_levels.bits,

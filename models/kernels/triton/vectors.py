@@ -16,7 +16,7 @@ from models.kernels.triton.products import add_basis, multiply, place_offsets
 from models.kernels.triton.unpacking import unpack
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("pixels", "place_count"))
 def vector_product(
     x,
     words,
@@ -28,6 +28,8 @@ def vector_product(
     residual,
     offsets,
     places,
+    units,
+    filters,
     pixels,
     place_count,
     read_step,
@@ -35,8 +37,7 @@ def vector_product(
     upper,
     kept_low,
     kept_step,
-    CHANNELS: tl.constexpr,
-    FILTERS: tl.constexpr,
+    UNIT: tl.constexpr,
     BASES: tl.constexpr,
     READ: tl.constexpr,
     KEPT: tl.constexpr,
@@ -52,37 +53,34 @@ def vector_product(
     CHANNEL_BLOCK: tl.constexpr,
     SLICES: tl.constexpr,
 ):
-    """Make the results of ``FILTER_BLOCK`` filters for ``PIXEL_BLOCK`` images."""
-    WORDS: tl.constexpr = (CHANNELS + 31) // 32
-    BLOCK_WORDS: tl.constexpr = CHANNEL_BLOCK // 32
-    STEPS: tl.constexpr = (CHANNELS + SLICES * CHANNEL_BLOCK - 1) // (SLICES * CHANNEL_BLOCK)
-    SUM: tl.constexpr = tl.int32 if READ == "i8" else tl.float32
+    """Make the results of ``FILTER_BLOCK`` filters for ``PIXEL_BLOCK`` images.
 
-    filters = tl.program_id(0) * FILTER_BLOCK + tl.arange(0, FILTER_BLOCK)
+    There are ``units * UNIT`` channels: a multiple of ``UNIT``, for all to see.
+    """
+    BLOCK_WORDS: tl.constexpr = CHANNEL_BLOCK // 32
+    SUM: tl.constexpr = tl.int32 if READ == "i8" else tl.float32
+    channels = units * UNIT
+    words_of_row = (channels + 31) // 32
+
+    filter = tl.program_id(0) * FILTER_BLOCK + tl.arange(0, FILTER_BLOCK)
     image = tl.program_id(1) * PIXEL_BLOCK + tl.arange(0, PIXEL_BLOCK)
-    inside = (image < pixels)[:, None] & (filters < FILTERS)[None, :]
+    inside = (image < pixels)[:, None] & (filter < filters)[None, :]
     slices = tl.arange(0, SLICES)[:, None, None]
-    word = slices * BLOCK_WORDS + tl.arange(0, BLOCK_WORDS)[None, None, :]
-    channel = slices * CHANNEL_BLOCK + tl.arange(0, CHANNEL_BLOCK)[None, None, :]
-    of_image = x + image.to(tl.int64)[None, :, None] * CHANNELS
+    of_step = slices * CHANNEL_BLOCK + tl.arange(0, CHANNEL_BLOCK)[None, None, :]
+    word_of_step = slices * BLOCK_WORDS + tl.arange(0, BLOCK_WORDS)[None, None, :]
+    of_image = x + image.to(tl.int64)[None, :, None] * channels
 
     total = tl.zeros([PIXEL_BLOCK, FILTER_BLOCK], dtype=tl.float32)
     for base in range(BASES):
-        rows = words + (base * FILTERS + filters)[None, :, None] * WORDS
+        rows = words + (base * filters + filter)[None, :, None] * words_of_row
         sums = tl.zeros([SLICES, FILTER_BLOCK, PIXEL_BLOCK], dtype=SUM)
-        for step in range(STEPS):
-            step_words = step * (SLICES * BLOCK_WORDS) + word
-            packed = tl.load(
-                rows + step_words,
-                mask=(filters < FILTERS)[None, :, None] & (step_words < WORDS),
-                other=0,
-            )
-            channels = step * (SLICES * CHANNEL_BLOCK) + channel
-            numbers = tl.load(
-                of_image + channels,
-                mask=(image < pixels)[None, :, None] & (channels < CHANNELS),
-                other=0,
-            )
+        for step in range((channels + SLICES * CHANNEL_BLOCK - 1) // (SLICES * CHANNEL_BLOCK)):
+            word = step * (SLICES * BLOCK_WORDS) + word_of_step
+            is_packed = (filter < filters)[None, :, None] & (word < words_of_row)
+            packed = tl.load(rows + word, mask=is_packed, other=0)
+            channel = step * (SLICES * CHANNEL_BLOCK) + of_step
+            is_read = (image < pixels)[None, :, None] & (channel < channels)
+            numbers = tl.load(of_image + channel, mask=is_read, other=0)
             flat = tl.reshape(packed, [SLICES * FILTER_BLOCK, BLOCK_WORDS])
             weights = unpack(flat, READ, SLICES * FILTER_BLOCK, CHANNEL_BLOCK)
             stack = tl.reshape(weights, [SLICES, FILTER_BLOCK, CHANNEL_BLOCK])
@@ -91,11 +89,11 @@ def vector_product(
         if OFFSETS:
             nowhere = image * 0
             tile_sums += place_offsets(
-                offsets, places, base, nowhere, nowhere, filters, inside, 1, place_count, FILTERS
+                offsets, places, base, nowhere, nowhere, filter, inside, 1, place_count, filters
             )
-        total = add_basis(total, tile_sums, base_scale, base, filters, FILTERS, BASE_SCALE)
+        total = add_basis(total, tile_sums, base_scale, base, filter, filters, BASE_SCALE)
     finish(
-        total, image, filters, inside, out, affine, slope, threshold, residual, read_step,
-        lower, upper, kept_low, kept_step, FILTERS, READ, KEPT, KEPT_BITS, AFFINE, RESIDUAL,
+        total, image, filter, inside, out, affine, slope, threshold, residual, read_step,
+        lower, upper, kept_low, kept_step, filters, READ, KEPT, KEPT_BITS, AFFINE, RESIDUAL,
         ACTIVATION, THRESHOLD, PIXEL_BLOCK, FILTER_BLOCK,
     )  # fmt: skip
