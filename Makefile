@@ -18,7 +18,7 @@ NATIVE := CMakeLists.txt $(wildcard models/kernels/cpu/*.cpp models/kernels/cpu/
 	models/kernels/cpu/isa/*)
 PACKAGES := $(shell find app client models store worker -name __init__.py)
 
-.PHONY: help install demo test test-fast lint format docs sanitize
+.PHONY: help install demo test test-fast lint format docs sanitize gpu-check
 
 help:
 	@echo 'make demo       train, compress and serve a small network, and show what it measures'
@@ -28,6 +28,7 @@ help:
 	@echo 'make format     put the sources into shape'
 	@echo 'make docs       write the pages and the dashboard that are made from the code'
 	@echo 'make sanitize   the CPU engine under sanitizers and valgrind (needs g++ and CMake)'
+	@echo 'make gpu-check  the GPU engine, on a machine with a GPU, with the torch that is there'
 	@echo 'make install    only the environment, in $(VENV)'
 
 install: $(INSTALLED)
@@ -76,3 +77,10 @@ docs: install
 # Takes minutes; SCALE=10 takes a tenth of the cases.
 sanitize:
 	tests/native/sanitize
+
+# With the Python of the machine, whose torch is made for its GPU: nothing is installed. Takes eight
+# minutes at most.
+GPU_PYTHON ?= python3
+
+gpu-check:
+	$(GPU_PYTHON) -m benchmarks.gpu_check

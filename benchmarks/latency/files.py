@@ -1,19 +1,17 @@
 """The files that the runtimes are given, one for each: what a network takes on the disk."""
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
-from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch import nn
 
+from benchmarks.latency.folding import without_batch_norm
 from benchmarks.latency.nets import Net
 from benchmarks.latency.runtimes import RUNTIMES
 from models import artifact
-from models.layers import replace_layer
 from models.lowering import lower
 from models.plan import INPUT
 from worker.calibration_images import CalibrationImages
@@ -50,30 +48,11 @@ def _for_torch(network: nn.Module, runtime: str) -> nn.Module:
     Batch norm is folded into the layers and tensors are channels last, which is faster in float32
     too.
     """
-    folded = _without_batch_norm(network)
+    folded = without_batch_norm(network)
     if runtime == "torch_bf16":
         folded = folded.to(torch.bfloat16)
     last: nn.Module = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return last
-
-
-def _without_batch_norm(network: nn.Module) -> nn.Module:
-    """Return a copy whose batch norms right behind a layer are folded into it."""
-    folded = copy.deepcopy(network)
-    for node in fx.symbolic_trace(folded).graph.nodes:
-        if node.op != "call_module" or node.args[0].op != "call_module":
-            continue
-        before = node.args[0].target
-        layer, norm = folded.get_submodule(before), folded.get_submodule(node.target)
-        match layer, norm:
-            case nn.Conv2d(), nn.BatchNorm2d():
-                replace_layer(folded, before, fuse_conv_bn_eval(layer, norm))
-            case nn.Linear(), nn.BatchNorm1d():
-                replace_layer(folded, before, fuse_linear_bn_eval(layer, norm))
-            case _:
-                continue
-        replace_layer(folded, node.target, nn.Identity())
-    return folded
 
 
 def _write_onnx(net: Net, path: Path) -> None:

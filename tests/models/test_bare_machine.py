@@ -1,10 +1,11 @@
 """`models` and the numerical half of `worker` run where nothing but torch and its kin is installed.
 
 A GPU machine brings its own torch. What must run there may import the standard library, torch,
-numpy, safetensors, pillow, the error tree, and each other.
+numpy, safetensors, pillow, the error tree, and each other; tests that need a GPU pytest as well.
 """
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,11 @@ PARTS = [
     "worker/activation_ranges.py",
     "worker/calibration.py",
     "worker/training",
+    "benchmarks/gpu.py",
+    "benchmarks/gpu_check.py",
+    "benchmarks/gpu_measuring",
 ]
+PROJECT = ("models", "worker", "benchmarks")
 
 
 def sources():
@@ -65,9 +70,7 @@ def test_module_reaches_for_nothing_else(path):
     for file in local_imports(path):
         for name in imported_names(file):
             top = name.split(".")[0]
-            allowed = (
-                top in sys.stdlib_module_names or top in LIBRARIES or top in ("models", "worker")
-            )
+            allowed = top in sys.stdlib_module_names or top in LIBRARIES or top in PROJECT
             assert allowed or name.startswith("store.errors"), f"{module_name(file)}: {name}"
 
 
@@ -89,7 +92,8 @@ names = sys.argv[1:]
 # What torch, numpy and pillow import for themselves is there on any machine that has them.
 import numpy, PIL.Image, safetensors.numpy, safetensors.torch, torch, torch.export
 allowed = {name.partition(".")[0] for name in sys.modules}
-allowed |= {"models", "worker", "store", "torch", "numpy", "safetensors", "PIL"}
+allowed |= {"models", "worker", "benchmarks", "store", "torch", "numpy", "safetensors", "PIL"}
+allowed |= {"triton", "cuda"}
 allowed -= {"pydantic", "pydantic_core", "dbos", "fastapi", "httpx", "sqlalchemy", "yaml"}
 sys.meta_path.insert(0, Blocker())
 for name in names:
@@ -101,7 +105,7 @@ print(sorted(unwanted & set(sys.modules)))
 
 def test_everything_imports_where_all_else_is_blocked():
     names = sorted(map(module_name, sources()))
-    assert {"models.runtime", "models.lowering", "models.artifact"} <= set(names)
+    assert {"models.runtime", "models.lowering", "models.artifact", "benchmarks.gpu"} <= set(names)
     result = subprocess.run(
         [sys.executable, "-c", BLOCKED_INTERPRETER, *names],
         cwd=ROOT,
@@ -125,3 +129,36 @@ def test_the_blocker_blocks():
     )
     assert result.returncode == 1
     assert "store.specs is blocked" in result.stderr
+
+
+# pytest with its own plugins alone, behind the same blocker; what it needs itself it has imported.
+BLOCKED_TESTS = (
+    BLOCKED_INTERPRETER.partition("names = ")[0]
+    + """
+import numpy, PIL.Image, pytest, safetensors.numpy, safetensors.torch, torch, torch.export
+allowed = {name.partition(".")[0] for name in sys.modules}
+allowed |= {"models", "worker", "benchmarks", "store", "triton", "cuda", "conftest", "tests"}
+sys.meta_path.insert(0, Blocker())
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+)
+
+
+def test_tests_that_need_a_gpu_are_collected_where_all_else_is_blocked():
+    from benchmarks.gpu_check import ROOT as checked
+    from benchmarks.gpu_check import tests_command
+
+    assert checked == ROOT
+    # What the command runs, but for the interpreter: it only shows what it would run.
+    _, _, _, *arguments = tests_command(ROOT / "tests")
+    result = subprocess.run(
+        [sys.executable, "-c", BLOCKED_TESTS, *arguments, "--collect-only"],
+        cwd=ROOT,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "test_a_gpu_trains_what_a_cpu_trains" in result.stdout

@@ -1,0 +1,145 @@
+"""Checks and measures the GPU engine where there is a GPU: ``make gpu-check``.
+
+Runs with the ``python3`` that is there, from a checkout that is not installed: all tests that need
+a GPU, the kernels on small shapes under compute-sanitizer where that is at hand, and then the
+benchmark with what is left of eight minutes. A step that fails keeps none of the others from
+running; the exit status tells whether one did.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.errors import BitpressError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LIMIT_S = 460.0  # of everything, with some seconds to spare
+_TESTS_S = 200.0
+_SANITIZER_S = 70.0
+# Of the benchmark's time: for tables and files, and for what takes longer than it was thought to.
+_SPARE_S = 25.0
+# On a line of code; a string that speaks of it marks nothing.
+_MARK = re.compile(r"^[^#\n\"']*pytest\.mark\.gpu\b", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A program to run, for at most ``limit_s`` seconds; without a command it is left out."""
+
+    name: str
+    command: Sequence[str] | None
+    limit_s: float
+
+
+def steps(left_s: Callable[[], float], json: Path | None) -> list[Callable[[], Step]]:
+    """Return what makes each step, when its turn has come."""
+    return [
+        lambda: Step("tests", tests_command(ROOT / "tests"), _TESTS_S),
+        *(
+            (lambda tool=tool: Step(tool, sanitizer_command(tool), _SANITIZER_S))
+            for tool in ("memcheck", "racecheck")
+        ),
+        lambda: Step("benchmark", benchmark_command(left_s() - _SPARE_S, json), left_s()),
+    ]
+
+
+def tests_command(tests: Path) -> list[str]:
+    """Return what runs all tests that need a GPU: of files that have none not even the imports."""
+    files = [
+        str(path.relative_to(tests.parent))
+        for path in sorted(tests.rglob("test_*.py"))
+        if _MARK.search(path.read_text(encoding="utf-8"))
+    ]
+    # Warnings are errors for the versions that the project pins. These are the machine's own.
+    chosen = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default"]
+    return [sys.executable, "-m", "pytest", *chosen, *files]
+
+
+def sanitizer_command(tool: str) -> list[str] | None:
+    """Return what runs small networks under compute-sanitizer, or None where there is none."""
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path="/usr/local/cuda/bin"
+    )
+    if sanitizer is None:
+        return None
+    watched = [sys.executable, "-m", "benchmarks.gpu_measuring.small_shapes"]
+    return [sanitizer, "--tool", tool, "--error-exitcode", "9", *watched]
+
+
+def benchmark_command(limit_s: float, json: Path | None) -> list[str]:
+    """Return what measures as much as there is time for."""
+    kept = [] if json is None else ["--json", str(json)]
+    return [sys.executable, "-m", "benchmarks.gpu", "--limit", f"{max(limit_s, 0):.0f}", *kept]
+
+
+def run(step: Step, left_s: float) -> str:
+    """Run a step; return what became of it: ``passed``, ``FAILED`` and why, or ``left out``."""
+    if step.command is None:
+        return "left out: there is no compute-sanitizer here"
+    limit = min(step.limit_s, left_s)
+    if limit <= 0:
+        return "FAILED: no time was left"
+    # In a group of its own: what it has started, compilers among them, ends with it.
+    process = subprocess.Popen(step.command, cwd=ROOT, start_new_session=True)
+    try:
+        status = process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return f"FAILED: not done within {limit:.0f} s"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return "passed" if status == 0 else f"FAILED with status {status}"
+
+
+def check(
+    made: Sequence[Callable[[], Step]],
+    left_s: Callable[[], float],
+    run_step: Callable[[Step, float], str] = run,
+) -> int:
+    """Run all steps, whatever becomes of each; return the exit status."""
+    found: dict[str, str] = {}
+    for make in made:
+        step = make()
+        print(f"\n=== {step.name}", flush=True)
+        found[step.name] = run_step(step, left_s())
+    print("\n=== what became of it")
+    for name, outcome in found.items():
+        print(f"{name}: {outcome}")
+    return int(any(outcome.startswith("FAILED") for outcome in found.values()))
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Check and measure the GPU here; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.gpu_check")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    asked = parser.parse_args(given)
+    end = time.monotonic() + LIMIT_S
+    try:
+        from benchmarks.gpu_measuring.card import require_card  # needs torch
+
+        require_card()
+    except ImportError as error:
+        print(f"This python3 cannot check a GPU: {error}", file=sys.stderr)
+        return 1
+    except BitpressError as error:
+        print(f"{error.title}: {error.detail} {error.remedy or ''}", file=sys.stderr)
+        return 1
+
+    def left_s() -> float:
+        return end - time.monotonic()
+
+    return check(steps(left_s, asked.json), left_s)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
