@@ -13,9 +13,11 @@ from triton import knobs
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-_LANGUAGE: Final = (tl, tl.core, tl.math, tl.standard)
+# What the interpreter replaces parts of while it runs.
+_CHANGED: Final = (
+    tl, tl.core, tl.math, tl.standard, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base,
+)  # fmt: skip
 
-# The interpreter replaces parts of triton.language while it runs.
 _interpreter: Final = threading.RLock()
 
 
@@ -64,28 +66,32 @@ def interpreted(kernel: Any) -> Any:
 
 @contextmanager
 def _interpreting() -> Iterator[None]:
-    """Have Triton's own functions in Triton, such as ``tl.zeros``, interpreted too."""
+    """Have Triton's own functions in Triton, such as ``tl.zeros``, interpreted too.
+
+    The interpreter does not take back all that it changes; then nothing could be compiled later.
+    """
     with _interpreter:
-        before = knobs.runtime.interpret
+        before = [(holder, dict(vars(holder))) for holder in _CHANGED]
+        interpret = knobs.runtime.interpret
         knobs.runtime.interpret = True
-        for module, name, kernel in _written_in_triton():
-            setattr(module, name, interpreted(kernel))
+        for holder, names in before:
+            for name, value in names.items():
+                if isinstance(value, JITFunction):
+                    setattr(holder, name, interpreted(value))
         try:
             yield
         finally:
-            knobs.runtime.interpret = before
-            for module, name, kernel in _written_in_triton():
-                setattr(module, name, kernel)
+            knobs.runtime.interpret = interpret
+            for holder, names in before:
+                _restore(holder, names)
 
 
-@cache
-def _written_in_triton() -> list[tuple[Any, str, Any]]:
-    return [
-        (module, name, value)
-        for module in _LANGUAGE
-        for name, value in vars(module).items()
-        if isinstance(value, JITFunction)
-    ]
+def _restore(holder: Any, names: dict[str, Any]) -> None:
+    for name in vars(holder).keys() - names.keys():
+        delattr(holder, name)
+    for name, value in names.items():
+        if vars(holder).get(name) is not value:
+            setattr(holder, name, value)
 
 
 def blocks(length: int, block: int) -> int:
