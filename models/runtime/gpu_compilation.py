@@ -92,9 +92,7 @@ class _Compilation:
         """Add the steps that do what ``step`` does."""
         match step.kind:
             case Kind.INPUT:
-                out = self._numbers_to_write(step)
-                self._steps.append(InputStep(out=out))
-                self._round(step, out)
+                self._input(step)
             case Kind.PRODUCT if step.packed_bits is not None:
                 self._product(step, step.packed_bits)
             case Kind.PRODUCT if step.weight is not None:
@@ -113,6 +111,15 @@ class _Compilation:
                 source, out = self._places[step.in0, "numbers"], self._numbers_to_write(step)
                 self._steps.append(TransposeStep(out=out, source=source))
                 self._round(step, out)
+
+    def _input(self, step: Step) -> None:
+        if step.out_f32 == NONE:
+            out, levels = self._codes_to_write(step)
+            self._steps.append(InputStep(out=out, levels=levels))
+            return
+        out = self._numbers_to_write(step)
+        self._steps.append(InputStep(out=out))
+        self._round(step, out)
 
     def _product(self, step: Step, packed_bits: NDArray[np.uint8]) -> None:
         shape = self._shape(step)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.kernels.product_shape import Epilogue, Pair, ProductTensors
+from models.kernels.product_shape import Epilogue, Levels, Pair, ProductTensors
 from models.runtime.gpu_memory import place_values
 from models.runtime.gpu_program import (
     CopyStep,
@@ -52,6 +52,9 @@ class Kernels(Protocol):
 
     def product(self, step: ProductStep, device: torch.device) -> PreparedProduct:
         """Bring the tensors of ``step`` to ``device``."""
+
+    def images(self, images: Tensor, out: Tensor, levels: Levels | None) -> None:
+        """Write images ``(N, C, H, W)``, float32, to ``out``, as numbers or as ``levels``."""
 
     def elementwise(
         self, x: Tensor, tensors: ProductTensors, channels: int, epilogue: Epilogue, out: Tensor
@@ -124,8 +127,8 @@ class GpuExecution:
         out = self._value(step.out, count)
         match step:
             case InputStep():
-                images = self.images(count).permute(0, 2, 3, 1)
-                return lambda: out.copy_(images)
+                images, levels = self.images(count), step.levels
+                return lambda: self._kernels.images(images, out, levels)
             case ZeroStep():
                 return out.zero_
         x, residual = (*(self._value(index, count) for index in step.reads), None)[:2]

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from models.kernels import cuda
-from models.kernels.product_shape import Epilogue, Pair, ProductTensors
+from models.kernels.product_shape import Epilogue, Levels, Pair, ProductTensors
 from models.kernels.triton import borders, configurations, operators, word_order
+from models.kernels.triton.images import launch_images
 from models.runtime.gpu_execution import Launch, PreparedProduct
 from models.runtime.gpu_program import ProductStep
 
@@ -26,6 +27,9 @@ class GpuKernels:
         if step.finish.epilogue.read == "b1":
             return _SignProduct(step, device)
         return _NumberProduct(step, device)
+
+    def images(self, images: Tensor, out: Tensor, levels: Levels | None) -> None:
+        launch_images(images, out, levels)
 
     def elementwise(
         self, x: Tensor, tensors: ProductTensors, channels: int, epilogue: Epilogue, out: Tensor

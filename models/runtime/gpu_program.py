@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.kernels.product_shape import (
     Epilogue,
+    Levels,
     Pair,
     ProductShape,
     ProductTensors,
@@ -60,7 +61,9 @@ class GpuStep:
 
 @dataclass(frozen=True, kw_only=True)
 class InputStep(GpuStep):
-    """Images ``(N, C, H, W)``, float32, channels last."""
+    """Images ``(N, C, H, W)``, float32, channels last: as numbers, or as a quantizer's levels."""
+
+    levels: Levels | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

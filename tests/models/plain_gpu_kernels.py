@@ -3,6 +3,8 @@
 Sums of products are float64; whatever follows them is float32, each operation rounded on its own.
 """
 
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 
@@ -89,6 +91,13 @@ class PlainProduct:
 class PlainKernels:
     def product(self, step, device):
         return PlainProduct(step)
+
+    def images(self, images, out, levels):
+        numbers = images.permute(0, 2, 3, 1)
+        epilogue = SimpleNamespace(
+            residual=None, activation=None, kept="i8" if levels else "f32", kept_levels=levels
+        )
+        finish_numbers(numbers, numbers.shape[-1], epilogue, None, out)
 
     def elementwise(self, x, tensors, channels, epilogue, out):
         y = x.float()

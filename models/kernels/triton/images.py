@@ -1,0 +1,101 @@
+"""The way in: images as their callers have them become the first value of a network.
+
+``(N, C, H, W)`` in float32 becomes channels last, and half precision or levels at once. Left to a
+general copy, that took a notable part of a small network's time: reading along rows and writing
+along channels, it does neither in long runs.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls, allow-incomplete-defs
+# Triton finds out the types of device code, each time that it is compiled.
+
+from typing import Final
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from models.kernels.product_shape import Levels
+from models.kernels.triton.finishing import finish
+from models.kernels.triton.launching import blocks, launch
+from models.kernels.triton.product_launch import level_numbers
+
+_NUMBERS: Final = 4096  # of a program
+_MOST_CHANNELS: Final = 32
+
+_KINDS: Final = {torch.float16: "f16", torch.float32: "f32", torch.int8: "i8"}
+
+
+def launch_images(images: Tensor, out: Tensor, levels: Levels | None) -> None:
+    """Write ``images``, float32 ``(N, C, H, W)``, to ``out``, ``(N, H, W, C)``.
+
+    ``out`` is float16 or float32, or int8 where ``levels`` says which quantizer's levels it keeps,
+    as ``q - 128``. Both are contiguous.
+
+    Raises:
+        ValueError: a tensor has another dtype or shape, or is not contiguous.
+    """
+    count, channels, height, width = images.shape
+    if images.dtype != torch.float32 or not images.is_contiguous():
+        raise ValueError("images must be float32, contiguous")
+    if out.shape != (count, height, width, channels) or not out.is_contiguous():
+        raise ValueError("out must hold the images' numbers, channels last, contiguous")
+    if out.dtype not in _KINDS or (out.dtype == torch.int8) != (levels is not None):
+        raise ValueError("out must be float16, float32, or int8 with levels")
+    if images.numel():
+        low, step = (0.0, 1.0) if levels is None else level_numbers(levels)
+        _channels_last(images, out, low, step, 0 if levels is None else levels.bits)
+
+
+@torch.library.custom_op("bitpress::channels_last", mutates_args=("out",))
+def _channels_last(images: Tensor, out: Tensor, low: float, step: float, bits: int) -> None:
+    count, channels, height, width = images.shape
+    pixels = count * height * width
+    block = min(triton.next_power_of_2(channels), _MOST_CHANNELS)
+    launch(
+        channels_last,
+        (blocks(pixels, _NUMBERS // block), blocks(channels, block)),
+        images,
+        out,
+        channels,
+        pixels,
+        height * width,
+        low,
+        step,
+        KEPT=_KINDS[out.dtype],
+        KEPT_BITS=bits,
+        CHANNEL_BLOCK=block,
+        PIXEL_BLOCK=_NUMBERS // block,
+    )
+
+
+@_channels_last.register_fake
+def _(images: Tensor, out: Tensor, low: float, step: float, bits: int) -> None:
+    pass
+
+
+@triton.jit(do_not_specialize=("pixels",))
+def channels_last(
+    images,
+    out,
+    channels,
+    pixels,
+    map_pixels,
+    low,
+    step,
+    KEPT: tl.constexpr,
+    KEPT_BITS: tl.constexpr,
+    CHANNEL_BLOCK: tl.constexpr,
+    PIXEL_BLOCK: tl.constexpr,
+):
+    """Move a block of pixels; ``map_pixels`` is how many an image has."""
+    pixel = tl.program_id(0) * PIXEL_BLOCK + tl.arange(0, PIXEL_BLOCK)
+    channel = tl.program_id(1) * CHANNEL_BLOCK + tl.arange(0, CHANNEL_BLOCK)
+    inside = (pixel < pixels)[:, None] & (channel < channels)[None, :]
+    first = (pixel // map_pixels).to(tl.int64) * channels * map_pixels + pixel % map_pixels
+    at = first[:, None] + channel[None, :] * map_pixels
+    y = tl.load(images + at, mask=inside, other=0.0)
+    finish(
+        y, pixel, channel, inside, out, None, None, None, None, 1.0, 0.0, 0.0, low, step, channels,
+        "f32", KEPT, KEPT_BITS, False, False, "", False, PIXEL_BLOCK, CHANNEL_BLOCK,
+    )  # fmt: skip
