@@ -1,5 +1,6 @@
 """The GPU that figures are measured on, and what else they depend on."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -45,23 +46,27 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-class PeakMemory:
-    """The most bytes on the GPU that a piece of work held above what was there before.
-
-    ``bytes`` is known once `peak_memory` is left.
-    """
+class HeldMemory:
+    """The bytes on the GPU that something holds, known once `held_memory` is left."""
 
     bytes: int = 0
 
 
 @contextmanager
-def peak_memory() -> Iterator[PeakMemory]:
-    """Measure the memory that torch's allocator hands out meanwhile."""
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    found = PeakMemory()
+def held_memory() -> Iterator[HeldMemory]:
+    """Measure what is made meanwhile and stays, to within a segment of torch's allocator.
+
+    Memory that a CUDA graph works in is among it; what only served to compile and to choose kernels
+    is not. A network in a graph allocates nothing when it runs, so this is also the most it takes.
+    """
+    before = _reserved_bytes()
+    found = HeldMemory()
     yield found
+    found.bytes = _reserved_bytes() - before
+
+
+def _reserved_bytes() -> int:
     torch.cuda.synchronize()
-    found.bytes = torch.cuda.max_memory_allocated() - before
+    gc.collect()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved()

@@ -5,9 +5,9 @@ comes first, and where a limit is set, nothing is begun that is not likely to be
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
 Cell = tuple[str, int]  # network, images
@@ -32,6 +32,11 @@ class Task(NamedTuple):
         of = "" if self.kind == "network" else "layers of "
         return f"{of}{self.net}, batches of {self.images}"
 
+
+# How long one takes, in seconds, before the first was seen.
+_THOUGHT: Final[Mapping[Kind, float]] = MappingProxyType(
+    {"network": 60.0, "layers": 20.0, "calibration": 30.0}
+)
 
 # What the goals of the GPU engine speak of.
 _FIRST: Final = (
@@ -75,7 +80,8 @@ class Deadline:
     def __init__(self, limit_s: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._end = None if limit_s is None else clock() + limit_s
-        self._longest: dict[str, float] = defaultdict(float)
+        self._longest: dict[Kind, float] = dict(_THOUGHT)
+        self._seen: set[Kind] = set()
 
     @property
     def left_s(self) -> float:
@@ -93,4 +99,7 @@ class Deadline:
                 continue
             begun = self._clock()
             yield task
-            self._longest[task.kind] = max(self._longest[task.kind], self._clock() - begun)
+            took = self._clock() - begun
+            seen = self._longest[task.kind] if task.kind in self._seen else 0.0
+            self._longest[task.kind] = max(seen, took)
+            self._seen.add(task.kind)

@@ -5,13 +5,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_measuring.card import peak_memory
+from benchmarks.gpu_measuring.card import held_memory
 from benchmarks.gpu_measuring.laps import Run, by_turns, medians
 from benchmarks.gpu_measuring.nets import Net, timed_images
 from benchmarks.gpu_measuring.ratios import OURS, RIVAL
 from benchmarks.gpu_measuring.rival import compiled, in_half_precision, parameter_bytes
 from models.artifact import Artifact
+from models.runtime.compilation import compile_plan
 from models.runtime.cuda import CudaRuntime
+from models.runtime.gpu_compilation import gpu_program
+from models.runtime.gpu_program import ProductStep
 from models.runtime.reference import ReferenceRuntime
 
 CHECKED_IMAGES = 2  # on the reference runtime too, which takes its time
@@ -31,8 +34,9 @@ def measure(net: Net, images: int, seconds: float, *, autotune: bool) -> Measure
     """Time a network for batches of ``images``, each runtime for about ``seconds``.
 
     ``<net>.b<images>.<runtime>_ms`` is the median of a batch, ``_peak_mib`` the memory on the
-    device while it was loaded and ran; ``<net>.<runtime>_weight_bytes`` what stays there of weights
-    and tables; ``<net>.<runtime>_logit_error`` how far ours are from the reference runtime.
+    device that it holds, loaded and running; ``<net>.<runtime>_weight_bytes`` the part that is
+    weights and tables, ``_packed_bytes`` what bits take of that; ``<net>.<runtime>_logit_error``
+    how far ours are from the reference runtime.
     """
     found = Measured()
     batch = timed_images(net, images)
@@ -40,13 +44,14 @@ def measure(net: Net, images: int, seconds: float, *, autotune: bool) -> Measure
     cell = f"{net.name}.b{images}"
     for name in OURS:
         artifact = getattr(net, name)
-        with peak_memory() as peak:
+        with held_memory() as held:
             loaded = CudaRuntime(
                 artifact, max_batch_images=images, batch_sizes=[images], autotune=autotune
             )
             answers = loaded.run(batch)
-        found.figures[f"{cell}.{name}_peak_mib"] = peak.bytes / 2**20
+        found.figures[f"{cell}.{name}_peak_mib"] = held.bytes / 2**20
         found.figures[f"{net.name}.{name}_weight_bytes"] = loaded.resident_bytes
+        found.figures[f"{net.name}.{name}_packed_bytes"] = packed_bytes(artifact)
         error = logit_error(artifact, batch, answers)
         found.figures[f"{net.name}.{name}_logit_error"] = error
         if not error <= (0.0 if name == "w1a8" else MOST_ERROR):
@@ -54,16 +59,21 @@ def measure(net: Net, images: int, seconds: float, *, autotune: bool) -> Measure
         loaded.static_input(images).copy_(batch)
         runs[name] = _replay(loaded, images)
     torch.backends.cudnn.benchmark = True  # the library's fastest convolution for a shape
-    half = in_half_precision(net.network, "cuda")
-    with peak_memory() as peak:
+    with held_memory() as held:
+        half = in_half_precision(net.network, "cuda")
         rival = compiled(half, batch)
-        rival.replay()
-    found.figures[f"{cell}.{RIVAL}_peak_mib"] = (peak.bytes + parameter_bytes(half)) / 2**20
+    found.figures[f"{cell}.{RIVAL}_peak_mib"] = held.bytes / 2**20
     found.figures[f"{net.name}.{RIVAL}_weight_bytes"] = parameter_bytes(half)
     runs[RIVAL] = rival.replay
     for name, seconds_of_batch in medians(by_turns(runs, seconds)).items():
         found.figures[f"{cell}.{name}_ms"] = 1000 * seconds_of_batch
     return found
+
+
+def packed_bytes(artifact: Artifact) -> int:
+    """Return the bytes of packed weights on the device, in whole words for every tap."""
+    program = gpu_program(compile_plan(artifact.plan, artifact.tensors))
+    return sum(step.words.nbytes for step in program.steps if isinstance(step, ProductStep))
 
 
 def logit_error(artifact: Artifact, batch: Tensor, answers: Tensor) -> float:

@@ -17,7 +17,8 @@ def ratios(figures: Figures, cells: Sequence[Cell]) -> dict[str, float]:
     """Return figures made from the figures of cells, under names in the same manner.
 
     ``<net>.b<batch>.<runtime>_images_per_s``; ``_vs_fp16_compiled``, how many times as fast as the
-    rival; ``<net>.<runtime>_vs_fp16_bytes``, the share of the rival's weights that ours take.
+    rival; ``<net>.<runtime>_vs_fp16_bytes``, the share of the rival's weights that ours take with
+    their tables, and ``_vs_fp16_packed`` without.
     """
     found: dict[str, float] = {}
     for net, batch in cells:
@@ -34,6 +35,9 @@ def ratios(figures: Figures, cells: Sequence[Cell]) -> dict[str, float]:
             size = sizes[name]
             if size is not None and most:
                 found[f"{net}.{name}_vs_fp16_bytes"] = size / most
+            packed = figures.get(f"{net}.{name}_packed_bytes")
+            if packed is not None and most:
+                found[f"{net}.{name}_vs_fp16_packed"] = packed / most
     return found
 
 

@@ -48,6 +48,7 @@ def size_table(figures: Figures, nets: Sequence[str]) -> str:
         "",
         *(f"{name} bytes" for name in RUNTIMES),
         *(f"{name} / fp16" for name in OURS),
+        *(f"bits of {name} / fp16" for name in OURS),
         "calibration s",
     ]
     rows: list[list[tables.Cell]] = []
@@ -58,6 +59,7 @@ def size_table(figures: Figures, nets: Sequence[str]) -> str:
                 net,
                 *(None if size is None else int(size) for size in sizes),
                 *(figures.get(f"{net}.{name}_vs_fp16_bytes") for name in OURS),
+                *(figures.get(f"{net}.{name}_vs_fp16_packed") for name in OURS),
                 figures.get(f"{net}.calibration_s"),
             ]
         )

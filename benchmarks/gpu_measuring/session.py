@@ -52,8 +52,12 @@ class Session:
         }
         for task in self.deadline.while_time(tasks, self.left_out):
             print(f"measuring: {task}", flush=True)
+            known = set(self.figures)
             with self._failing(str(task)):
                 measure[task.kind](task)
+            for name in self.figures.keys() - known:
+                if name.endswith(("_ms", "_s", "_error")):
+                    print(f"  {name} {self.figures[name]:.4g}", flush=True)
             # What a graph holds on the card is given back before the next one's peak is measured.
             gc.collect()
             torch.cuda.empty_cache()

@@ -17,15 +17,24 @@ from benchmarks.gpu_measuring import calibrating, report
 from benchmarks.gpu_measuring.ceilings import sign_program
 from benchmarks.gpu_measuring.cells import Deadline, Task, tasks
 from benchmarks.gpu_measuring.laps import by_turns, medians
-from benchmarks.gpu_measuring.layers import NAMES, Timed, layer_figures, layers, on_kind, values
+from benchmarks.gpu_measuring.layers import (
+    NAMES,
+    Timed,
+    launch,
+    layer_figures,
+    layers,
+    library_launch,
+    on_kind,
+    values,
+)
 from benchmarks.gpu_measuring.nets import Net, Source, make_net, timed_images
-from benchmarks.gpu_measuring.networks import logit_error
+from benchmarks.gpu_measuring.networks import logit_error, packed_bytes
 from benchmarks.gpu_measuring.ratios import GOALS, Goal, ratios
 from benchmarks.gpu_measuring.rival import in_half_precision, parameter_bytes
 from benchmarks.gpu_measuring.roofline import Ceilings, Work, float_work, geometry, work
 from benchmarks.gpu_measuring.session import Session
 from models.kernels.cuda.compilation import compiled
-from models.kernels.product_shape import ProductShape
+from models.kernels.product_shape import ProductShape, ValueKind
 from models.preprocessing import InputSpec
 from models.runtime.reference import ReferenceRuntime
 
@@ -162,6 +171,7 @@ def test_ratios_say_how_many_times_as_fast_and_what_share_of_the_bytes() -> None
         "vgg9.b8.w1a16_ms": 2.0,
         "vgg9.b8.fp16_compiled_ms": 3.0,
         "vgg9.w1a16_weight_bytes": 1.0,
+        "vgg9.w1a16_packed_bytes": 0.5,
         "vgg9.fp16_compiled_weight_bytes": 16.0,
     }
     found = ratios(figures, [("vgg9", 8), ("alexnet", 1)])
@@ -170,6 +180,7 @@ def test_ratios_say_how_many_times_as_fast_and_what_share_of_the_bytes() -> None
         "vgg9.b8.w1a16_vs_fp16_compiled": 1.5,
         "vgg9.b8.fp16_compiled_images_per_s": pytest.approx(8000 / 3),
         "vgg9.w1a16_vs_fp16_bytes": 1 / 16,
+        "vgg9.w1a16_vs_fp16_packed": 1 / 32,
     }
 
 
@@ -205,12 +216,21 @@ def test_nothing_is_begun_that_would_end_too_late() -> None:
     wanted = [Task("network", "vgg9", n) for n in (1, 2, 3)] + [Task("calibration", "vgg9", 9)]
     left_out: list[Task] = []
     begun = []
-    for task in Deadline(10.0, clock).while_time(wanted, left_out):
+    for task in Deadline(100.0, clock).while_time(wanted, left_out):
         begun.append(task)
-        clock.now += 6.0 if task.kind == "network" else 1.0
+        clock.now += 55.0 if task.kind == "network" else 1.0
     assert begun == [wanted[0], wanted[3]]
     assert left_out == wanted[1:3]
     assert [str(task) for task in left_out] == ["vgg9, batches of 2", "vgg9, batches of 3"]
+
+
+def test_how_long_something_takes_is_thought_of_before_it_is_seen() -> None:
+    clock = Clock()
+    wanted = [Task("network", "vgg9", n) for n in (1, 2)]
+    assert list(Deadline(59.0, clock).while_time(wanted, [])) == []
+    for _ in Deadline(61.0, clock).while_time(wanted, left_out := []):
+        clock.now += 30.0
+    assert left_out == []
 
 
 def test_without_a_limit_everything_is_measured() -> None:
@@ -254,6 +274,13 @@ def test_an_answer_that_is_off_is_told_from_one_that_is_not(tiny: Net) -> None:
     assert logit_error(tiny.w1a8, x, torch.zeros_like(exact)) == 1
 
 
+def test_packed_weights_take_a_bit_each_and_fill_words(tiny: Net) -> None:
+    shapes = layers([tiny.w1a16])
+    # One channel of the first layer takes a whole word.
+    words = sum(-(-s.group_channels // 32) * s.taps * s.filters for s in shapes)
+    assert packed_bytes(tiny.w1a16) == 4 * words
+
+
 def test_the_rival_is_the_same_network_without_batch_norm(tiny: Net) -> None:
     half = in_half_precision(tiny.network, "cpu")
     assert not any(isinstance(one, nn.BatchNorm2d | nn.BatchNorm1d) for one in half.modules())
@@ -278,6 +305,22 @@ def test_layers_are_the_products_of_the_plan_on_every_kind(tiny: Net) -> None:
     signs = values(ProductShape(35, 4), 2, "b1", torch.device("cpu"))
     assert signs.shape[-1] == 2
     assert not (signs[..., -1] & ~7).any()
+
+
+@pytest.mark.parametrize("kind", ["f16", "i8"])
+def test_a_layer_runs_on_what_it_is_timed_with(tiny: Net, kind: ValueKind) -> None:
+    pytest.importorskip("triton")
+    from models.runtime.gpu_kernels import GpuKernels
+
+    *_, last = layers([tiny.w1a16]).values()
+    kernels, cpu = GpuKernels(autotune=False), torch.device("cpu")
+    launch(on_kind(last, kind), 2, kernels, cpu)()
+    assert library_launch(last.shape, 2, cpu)().shape == (2, 10)
+
+
+def test_a_convolution_of_the_library_is_of_the_same_shape() -> None:
+    made = library_launch(LAYER, 2, torch.device("cpu"))()
+    assert (made.shape[0], *made.shape[2:], made.shape[1]) == LAYER.out_shape(2, "f16")
 
 
 def test_calibration_is_timed_by_the_clock_it_is_given() -> None:
