@@ -32,7 +32,7 @@ def turn_pairs(statistics: LayerStatistics, solution: Solution, candidates: int)
     gained = 0
     step = max(MOST_PAIRS // count**2, 1)
     for start in range(0, codes.shape[1], step):
-        filters = torch.arange(start, min(start + step, codes.shape[1]))
+        filters = torch.arange(start, min(start + step, codes.shape[1]), device=codes.device)
         some = share[:, filters].T, cost[:, filters].T
         gained += _turn_best(statistics, solution, filters, rows[:, filters], *some)
     solution.fit_scales()
@@ -58,7 +58,8 @@ def _turn_best(
     after = correlation[:, None, None] - 2 * _sums(share)
     together = 8 * signs[:, :, None] * signs[:, None, :] * statistics.gram_at(rows)
     energy = response[:, None, None] + _sums(cost) + together
-    possible = (energy > solution.dead_below) & ~torch.eye(count, dtype=torch.bool)
+    different = ~torch.eye(count, dtype=torch.bool, device=rows.device)
+    possible = (energy > solution.dead_below) & different
     quotient = torch.where(possible, after.square() / energy, -torch.inf)
     best, place = quotient.flatten(1).max(dim=1)
     alive = solution.alive[filters]

@@ -16,16 +16,22 @@ can raise L. There are two tests for a bit:
 All filters are solved side by side; the rows j are taken in blocks, with one matrix product per
 block for ``(G B)`` and a small sequential part inside the block. The decisions are those of the row
 by row order: only the grouping of the arithmetic differs.
+
+Everything takes place where the statistics are. On a GPU a block's sequential part is one kernel,
+which decides as `decide` does, and nothing is asked of the GPU from the start of a sweep to its
+end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from store.errors import Unavailable
 from worker.statistics import LayerStatistics
 
 # Rows per block: the matrix product gains with size, the sequential part loses (measured: 32 to
@@ -39,10 +45,14 @@ DEAD_SHARE = 1e-12
 # A quotient has to grow by this share, so that rounding cannot turn a bit for ever.
 LEAST_GAIN = 1e-7
 
+# Takes what `decide` takes, as tensors, brings the same up to date but for the rows, and returns by
+# how much the codes changed, (rows, n).
+BlockStep = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor], Tensor]
+
 
 @dataclass
 class Solution:
-    """Codes (S, N) float32 and, per filter in float64, a, ``b^T p`` and ``b^T G b``.
+    """Codes (S, N), like the statistics, and, per filter in float64, a, ``b^T p``, ``b^T G b``.
 
     ``dead_below`` is the response below which a filter is dead. Without ``learn_scale`` every scale
     stays what it is.
@@ -62,7 +72,7 @@ class Solution:
     ) -> "Solution":
         """Take up ``codes`` (S, N), which are changed in place, and ``scales`` (N,)."""
         products = statistics.products(codes)
-        response = torch.zeros(codes.shape[1], dtype=torch.float64)
+        response = torch.zeros(codes.shape[1], dtype=torch.float64, device=codes.device)
         for block in row_blocks(len(codes)):
             response += (codes[block] * products.rows(block)).sum(dim=0, dtype=torch.float64)
         correlation = (codes * statistics.projection).sum(dim=0, dtype=torch.float64)
@@ -114,7 +124,7 @@ def descend(
     """
     eliminate = eliminate and solution.learn_scale
     yield solution.loss()
-    active = torch.arange(solution.codes.shape[1])
+    active = torch.arange(solution.codes.shape[1], device=solution.codes.device)
     for _ in range(sweeps):
         solution.fit_scales()  # only the first time does this change anything
         codes = solution.codes[:, active]
@@ -132,27 +142,65 @@ def _sweep(
 ) -> Tensor:
     """Pass once over all bits of ``codes`` (S, n); return which of the n filters changed."""
     projection = statistics.projection[:, active]
-    scales = solution.scales[active].float()
+    scales = None if eliminate else solution.scales[active].to(codes.dtype)
     correlation, response = solution.correlation[active], solution.response[active]
-    turned = torch.zeros(len(active), dtype=torch.bool)
-    products = statistics.products(codes)
+    turned = torch.zeros(len(active), dtype=torch.bool, device=codes.device)
+    products, step = statistics.products(codes), block_step(codes.device)
     for block in row_blocks(len(codes)):
-        before = codes[block].clone()
-        # numpy, since a block is thousands of tiny vectors: its calls cost a fifth of torch's.
-        decide(
-            codes[block].numpy(),
-            products.rows(block).numpy(),
-            projection[block].numpy(),
-            statistics.gram_block(block).numpy(),
-            None if eliminate else scales.numpy(),
-            correlation.numpy(),
-            response.numpy(),
+        change = step(
+            codes[block],
+            products.rows(block),
+            projection[block],
+            statistics.gram_block(block),
+            scales,
+            correlation,
+            response,
         )
-        change = codes[block] - before
         turned |= change.any(dim=0)
         products.update(block, change)
     solution.correlation[active], solution.response[active] = correlation, response
     return turned
+
+
+def block_step(device: torch.device) -> BlockStep:
+    """Return what applies the bit step to a block whose tensors are on ``device``.
+
+    Raises:
+        Unavailable: that is a GPU, and Triton is not installed.
+    """
+    if device.type == "cpu":
+        return _decide_in_place
+    try:
+        from models.kernels.triton.bit_updates import turn_bits
+    except ImportError:
+        raise Unavailable(
+            "Calibration on a GPU needs Triton, which is not installed here.",
+            remedy="Ask the operator to install it, or to set BITPRESS_DEVICE=cpu.",
+        ) from None
+    return partial(turn_bits, least_gain=LEAST_GAIN)
+
+
+def _decide_in_place(
+    codes: Tensor,
+    rows: Tensor,
+    projection: Tensor,
+    gram: Tensor,
+    scales: Tensor | None,
+    correlation: Tensor,
+    response: Tensor,
+) -> Tensor:
+    before = codes.clone()
+    # numpy, since a block is thousands of tiny vectors: its calls cost a fifth of torch's.
+    decide(
+        codes.numpy(),
+        rows.numpy(),
+        projection.numpy(),
+        gram.numpy(),
+        None if scales is None else scales.numpy(),
+        correlation.numpy(),
+        response.numpy(),
+    )
+    return codes - before
 
 
 def decide(

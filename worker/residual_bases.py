@@ -47,7 +47,8 @@ class Bases:
 
     def without(self, statistics: LayerStatistics, basis: int | None) -> LayerStatistics:
         """Return the statistics of what the bases but ``basis`` leave to do."""
-        kept = [k for k in range(len(self.codes)) if k != basis]
+        wanted = [k for k in range(len(self.codes)) if k != basis]
+        kept = torch.tensor(wanted, dtype=torch.int64).to(self.codes.device)
         others = Bases(self.codes[kept], self.answers[kept], self.scales[kept])
         done = torch.einsum("kn,ksn->sn", others.scales.float(), others.answers)
         energy = others.losses(statistics).float()
@@ -71,7 +72,8 @@ class Bases:
         systems = products.permute(2, 0, 1)
         sound = torch.linalg.eigvalsh(systems)[:, 0] > LEAST_SHARE * largest
         sound &= largest > 0
-        safe = torch.where(sound[:, None, None], systems, torch.eye(len(self.codes)).double())
+        unit = torch.eye(len(self.codes), dtype=torch.float64, device=systems.device)
+        safe = torch.where(sound[:, None, None], systems, unit)
         best = torch.linalg.solve(safe, correlation.T).T
         scales = torch.where(sound, best, self.scales)
         flip = torch.where(scales < 0, -1.0, 1.0).double()

@@ -28,7 +28,7 @@ def sign_start(statistics: LayerStatistics, weight: Tensor, generator: torch.Gen
 def random_start(statistics: LayerStatistics, weight: Tensor, generator: torch.Generator) -> Start:
     """Fair coins, and ``mean |w|``."""
     codes = torch.randint(0, 2, weight.shape, generator=generator).float() * 2 - 1
-    return codes, weight.abs().mean(dim=0, dtype=torch.float64)
+    return codes.to(weight.device), weight.abs().mean(dim=0, dtype=torch.float64)
 
 
 def greedy_start(statistics: LayerStatistics, weight: Tensor, generator: torch.Generator) -> Start:
