@@ -158,7 +158,7 @@ def binarize_layer(
             binary.bias.zero_()
             for shift in (layer.bias, offset):
                 if shift is not None:
-                    binary.bias.add_(shift)
+                    binary.bias.add_(shift.to(binary.bias.device))
     return binary.train(layer.training)
 
 

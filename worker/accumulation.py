@@ -23,12 +23,17 @@ GRAM_STRIP = 288
 
 
 def accumulate(
-    chunks: Iterable[tuple[Tensor, Tensor]], inputs: int, filters: int, samples: int
+    chunks: Iterable[tuple[Tensor, Tensor]],
+    inputs: int,
+    filters: int,
+    samples: int,
+    device: torch.device | None = None,
 ) -> LayerStatistics:
     """Sum the statistics over ``chunks`` of inputs ``Xt^T`` (m, S) and targets ``T`` (m, N).
 
-    Both are float32. Products are float32, sums float64. ``samples`` is the number of samples that
-    will come; it decides whether ``G`` or the samples are kept.
+    Both are float32, on ``device``, where the sums are too; by default the CPU. Products are
+    float32, sums float64. ``samples`` is the number of samples that will come; it decides whether
+    ``G`` or the samples are kept.
 
     Raises:
         InvalidSpec: there is no sample at all.
@@ -42,11 +47,9 @@ def accumulate(
         )
     if samples < inputs:
         return _keep_samples(chunks)
-    gram = torch.zeros(inputs, inputs, dtype=torch.float64)
-    projection = torch.zeros(inputs, filters, dtype=torch.float64)
-    energy = torch.zeros(filters, dtype=torch.float64)
-    input_sum = torch.zeros(inputs, dtype=torch.float64)
-    target_sum = torch.zeros(filters, dtype=torch.float64)
+    shapes = ((inputs, inputs), (inputs, filters), (filters,), (inputs,), (filters,))
+    sums = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
+    gram, projection, energy, input_sum, target_sum = sums
     seen = 0
     for patches, targets in _regroup(chunks, SAMPLES_PER_PRODUCT):
         _add_gram(gram, patches)
@@ -56,7 +59,6 @@ def accumulate(
         target_sum += targets.sum(dim=0, dtype=torch.float64)
         seen += len(patches)
     _mirror_gram(gram)
-    sums = (gram, projection, energy, input_sum, target_sum)
     return _finite(GramStatistics(*(total.div_(seen).float() for total in sums)))
 
 

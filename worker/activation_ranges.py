@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from models.layers import BinaryConv2d, BinaryLayer, BinaryLinear
 from models.quantization import BITS, Scale
 from worker.calibration_images import CalibrationImages
+from worker.exact_products import exact_products
 from worker.finite import not_finite
 from worker.progress import ImageRate, Progress
 
@@ -37,7 +38,7 @@ _MOST_ROUNDS: Final = 8
 
 
 class Histogram:
-    """Counts of numbers other than 0, in bins whose width is a power of two.
+    """Counts of numbers other than 0, on any device, in bins whose width is a power of two.
 
     The width doubles as often as it must to take in the next number: two bins become one, and since
     the bins of all widths nest, the counts do not depend on the order in which numbers come.
@@ -69,7 +70,7 @@ class Histogram:
         bins = (numbers.flatten() * 2.0**-self._exponent).floor_()
         counts = torch.bincount(bins.to(torch.int64).add_(_BINS), minlength=2 * _BINS)
         counts[_BINS] -= (numbers == 0).sum()
-        self._counts += counts
+        self._counts += counts.cpu()
 
     def _widen(self) -> None:
         """Let the bins reach as far as ``least`` and ``greatest``."""
@@ -178,7 +179,7 @@ def _histograms(
         for layer in layers.values():
             layer.input_quantizer = None
         done, rate = 0, ImageRate(len(images))
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_products():
             for batch in images.batches():
                 network(batch)
                 done += len(batch)

@@ -46,6 +46,11 @@ def input_of(network: nn.Module, name: str, images: Tensor) -> Tensor:
     )
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Return where ``network`` is: all of its tensors are on one device."""
+    return next((one.device for one in network.parameters()), torch.device("cpu"))
+
+
 def layer_order(network: nn.Module, input_shape: tuple[int, int, int]) -> list[str]:
     """Return the names of all convolutions and linear layers in the order of execution.
 
@@ -73,7 +78,7 @@ def execution_order(
     ]
     try:
         with torch.inference_mode():
-            network(torch.zeros(1, *input_shape))
+            network(torch.zeros(1, *input_shape, device=device_of(network)))
     finally:
         for hook in hooks:
             hook.remove()
@@ -116,7 +121,8 @@ def filters_of(layer: Layer, rows: Tensor) -> Tensor:
 def patches(layer: Layer, fed: Tensor, chosen: Tensor) -> Tensor:
     """Return the patches (m, S) of ``fed`` that the layer multiplies with its filters.
 
-    ``chosen`` (m,) int64 numbers the output positions of the batch, image by image, row by row.
+    ``chosen`` (m,) int64, where ``fed`` is, numbers the output positions of the batch, image by
+    image, row by row.
     Column order is that of `filter_rows`. Zero padding included.
     """
     if isinstance(layer, nn.Linear):

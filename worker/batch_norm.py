@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from store.errors import InvalidSpec
 from worker.activations import Layer, execution_order
 from worker.calibration_images import CalibrationImages
+from worker.exact_products import exact_products
 from worker.frontier import Frontier
 from worker.progress import Progress
 
@@ -31,7 +32,7 @@ def recalibrate_batch_norm(
 
     One batch norm after the other, in the order of execution, gets mean and variance of what it is
     fed over all images, those before it being done: the result does not depend on batches. Returns
-    the new buffers by name.
+    the new buffers by name, on the CPU.
 
     Raises:
         InvalidSpec: a batch norm sees a single value per channel, of which there is no variance.
@@ -45,10 +46,10 @@ def estimate_norms(
 ) -> dict[str, Tensor]:
     """Give the batch norms ``names`` the mean and variance of what they are fed, in place.
 
-    Returns the new buffers by name.
+    Returns the new buffers by name, on the CPU.
     """
     buffers: dict[str, Tensor] = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_products():
         for done, name in enumerate(names):
             progress(done / len(names), f"{name}: re-estimating batch norm")
             norm = network.get_submodule(name)
@@ -57,8 +58,8 @@ def estimate_norms(
             mean, variance = _moments(fed.input for fed in frontier.inputs(network, name))
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)
-            buffers[f"{name}.running_mean"] = norm.running_mean.clone()
-            buffers[f"{name}.running_var"] = norm.running_var.clone()
+            buffers[f"{name}.running_mean"] = norm.running_mean.to("cpu", copy=True)
+            buffers[f"{name}.running_var"] = norm.running_var.to("cpu", copy=True)
     return buffers
 
 

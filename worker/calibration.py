@@ -5,6 +5,9 @@ layer after the other, in the order of execution. A layer needs nothing but the 
 results of the layers before it: an interrupted calibration goes on from the files of the finished
 layers, and no activation map is ever written to disk. While it runs, a `Frontier` keeps in memory
 what the next layer is fed.
+
+All of it takes place where the two networks and the images are, on a CPU or a GPU. What comes of it
+is on the CPU.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +32,7 @@ from worker.activations import (
     Layer,
     PositionSampler,
     at_positions,
+    device_of,
     filter_rows,
     filters_of,
     input_of,
@@ -38,6 +42,7 @@ from worker.activations import (
 )
 from worker.batch_norm import estimate_norms, load_norms, norms_behind
 from worker.calibration_images import CalibrationImages
+from worker.exact_products import exact_products
 from worker.frontier import Fed, Frontier
 from worker.methods import METHODS
 from worker.methods.protocol import LayerProblem, Target
@@ -145,7 +150,7 @@ def calibrate_layer(
         told = {"layer": name, **(details or {})}
         progress(0.5 + 0.5 * fraction, f"{name}: {message}", told)
 
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_products():
         problem = LayerProblem(
             filter_rows(layer, layer.weight.detach().float()),
             statistics,
@@ -157,11 +162,15 @@ def calibrate_layer(
         filters = METHODS[method].binarize(problem, **parameters)
     return CalibratedLayer(
         name,
-        filters_of(layer, filters.codes.to(torch.int8)).clone(),
-        filters.scale.clone(),
+        _copied(filters_of(layer, filters.codes.to(torch.int8))),
+        _copied(filters.scale),
         filters.losses,
-        None if filters.offset is None else filters.offset.clone(),
+        None if filters.offset is None else _copied(filters.offset),
     )
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", copy=True)
 
 
 def _further_bits(network: nn.Module) -> int:
@@ -208,6 +217,7 @@ class _LayerInputs:
                 if correction is not None and fed.other is not None and wanted.other is not None:
                     made = made + correction * (wanted.other - fed.other)
                 for chosen in sampler.choose(len(fed.input), height * width):
+                    chosen = chosen.to(made.device)
                     done += len(chosen)
                     progress(
                         min(0.5 * done / available, 0.5), f"{self.name}: collecting statistics"
@@ -215,7 +225,7 @@ class _LayerInputs:
                     yield patches(layer, fed.input, chosen), at_positions(made, chosen)
 
         inputs = filter_rows(layer, layer.weight).shape[1]
-        return accumulate(chunks(), inputs, len(layer.weight), available)
+        return accumulate(chunks(), inputs, len(layer.weight), available, layer.weight.device)
 
     def _block_correction(self) -> Tensor | None:
         """Return what an error of the block's other side weighs before the batch norm, (N, 1, 1).
@@ -226,7 +236,7 @@ class _LayerInputs:
         if block is None:
             return None
         if block.norm is None:
-            return torch.ones(1, 1, 1)
+            return torch.ones(1, 1, 1, device=device_of(self.binarized))
         norm = self.binarized.get_submodule(block.norm)
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_var is not None
         gain = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)

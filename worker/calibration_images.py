@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,22 +30,24 @@ class PixelSource(Protocol):
 class CalibrationImages:
     """The images that the statistics are taken from, read and normalised batch by batch.
 
-    ``mirror`` adds a copy of every image with left and right exchanged.
+    ``mirror`` adds a copy of every image with left and right exchanged. The batches are brought to
+    ``device``, where the networks are.
     """
 
     source: PixelSource
     spec: InputSpec
     mirror: bool = False
+    device: torch.device | None = None
 
     def __len__(self) -> int:
         return len(self.source) * (2 if self.mirror else 1)
 
     def batches(self) -> Iterator[Tensor]:
-        """Yield float32 batches (n, C, H, W)."""
+        """Yield float32 batches (n, C, H, W) on ``device``, by default the CPU."""
         most = MOST_PIXELS_PER_BATCH // (self.spec.height * self.spec.width)
         step = max(min(most, MOST_IMAGES_PER_BATCH), 1)
         for start in range(0, len(self.source), step):
-            batch = normalise(self.source.pixels(start, start + step), self.spec)
+            batch = normalise(self.source.pixels(start, start + step), self.spec).to(self.device)
             yield batch
             if self.mirror:
                 yield batch.flip(3)

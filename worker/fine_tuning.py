@@ -71,13 +71,13 @@ def start_training(
     )
 
 
-def arithmetic_of(spec: CompressSpec) -> dict[str, str]:
+def arithmetic_of(spec: CompressSpec, device: torch.device | None = None) -> dict[str, str]:
     """Return what the bits of a training depend on beside its input, where it takes place here.
 
     ``device``, cpu or cuda, and ``products``, the numbers they are computed in: float32 or
-    bfloat16. It is that of `start_training` without a device.
+    bfloat16. Without a ``device`` it is that of `start_training` without one.
     """
-    device = this_device()
+    device = this_device() if device is None else device
     bfloat16 = uses_bfloat16(recipe_of(spec).precision, device)
     return {"device": device.type, "products": "bfloat16" if bfloat16 else "float32"}
 

@@ -9,8 +9,10 @@ from torch import nn
 
 from models.layers import BinaryConv2d, BinaryLinear
 from models.preprocessing import InputSpec
+from worker.activations import device_of
 from worker.data import ImageSet
 from worker.evaluation import Logits, Predict, batch_logits
+from worker.exact_products import exact_products
 from worker.progress import ImageRate, Progress
 
 # Bounds the activation maps of an evaluation. Of 32 x 32 pixels 100 images are fastest: larger
@@ -23,16 +25,19 @@ def channels_last(network: nn.Module) -> Predict:
     """Return ``network``, which is changed in place, as a function that computes channels last.
 
     That layout is the one torch's convolutions are fastest in on a CPU: a quarter less time for
-    VGG-9, the same sums in another order.
+    VGG-9, the same sums in another order. The function takes images from the CPU and brings its
+    answers back there, wherever the network is.
     """
+    device = device_of(network)
     for tensor in (*network.parameters(), *network.buffers()):
         # Not by network.to(), which takes the five dimensions of several bases for a volume's.
         if tensor.ndim == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
     def predict(images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = network(images.contiguous(memory_format=torch.channels_last))
-        return logits
+        fed = images.to(device).contiguous(memory_format=torch.channels_last)
+        logits: torch.Tensor = network(fed)
+        return logits.to("cpu")
 
     return predict
 
@@ -65,7 +70,7 @@ def logits_of_forms(
     most = batch_images(spec)
     found: dict[str, list[Logits]] = {form: [] for form in forms}
     done, rate = 0, ImageRate(len(images))
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_products():
         for batch in images.batches(spec, most):
             for form, predict in forms.items():
                 network = form.replace("_", " ") + " network"

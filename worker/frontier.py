@@ -6,8 +6,9 @@ node by node of the traced network: a whole calibration then costs one forward p
 half per layer. Nothing is written to disk; after a restart the first layer asked for is reached
 from the images.
 
-Where the values of all images do not fit in `MOST_BYTES`, they are computed anew for every layer,
-one batch at a time, and so they are for networks that cannot be traced.
+Where the values of all images do not fit in the memory that they may take, they are computed anew
+for every layer, one batch at a time, and so they are for networks that cannot be traced. What comes
+out is the same.
 """
 
 import operator
@@ -18,10 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from worker.activations import input_of
+from worker.activations import device_of, input_of
 
-# Of the kept values of one network.
+# Of the kept values of one network, in the machine's memory.
 MOST_BYTES = 384 * 2**20
+
+# Of a GPU's free memory, for each network: the rest is for statistics and the layers' results.
+SHARE_OF_A_GPU = 0.25
 
 Batches = Callable[[], Iterator[Tensor]]
 Values = dict[fx.Node, Any]
@@ -95,6 +99,7 @@ class _Progress:
     network: nn.Module  # kept alive, since it is known by its id
     nodes: list[fx.Node]
     last_use: dict[fx.Node, int]
+    most_bytes: int
     done: int = 0
     values: list[Values] | None = None
 
@@ -111,7 +116,7 @@ class _Progress:
             for position, node in enumerate(nodes)
             for source in node.all_input_nodes
         }
-        return cls(network, nodes, last_use)
+        return cls(network, nodes, last_use, _most_bytes(device_of(network)))
 
     def position(self, name: str) -> int | None:
         """Return where among the nodes layer ``name`` is first."""
@@ -151,7 +156,7 @@ class _Progress:
         for values in self._values_before(goal, batches):
             if kept is not None:
                 kept.append(values)
-                if sum(map(_bytes, kept)) > MOST_BYTES:
+                if sum(map(_bytes, kept)) > self.most_bytes:
                     kept = None
             yield Fed(values[fed], None if block is None else values[block[1]])
         self.done, self.values = (goal, kept) if kept is not None else (0, None)
@@ -202,6 +207,14 @@ class _Tracer(fx.Tracer):
 def _only(node: fx.Node) -> fx.Node | None:
     """Return the only node that reads ``node``."""
     return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _most_bytes(device: torch.device) -> int:
+    """Return how much of the memory of ``device`` the values of one network may take."""
+    if device.type == "cpu":
+        return MOST_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(SHARE_OF_A_GPU * free)
 
 
 def _bytes(values: Values) -> int:

@@ -115,7 +115,10 @@ class JobRun:
         parts = step_parts([*names, *more], seconds)
         for name, part in zip(names, parts, strict=False):
             layer = self._call(process, "layer", {"name": name}, step=name, part=part)
-            self._layers.append({key: layer[key] for key in ("name", "losses", "seconds")})
+            # Absent where an earlier version calibrated the layer, before the job moved here.
+            told = {"device": layer.get("device", "cpu")}
+            told |= {key: layer[key] for key in ("name", "losses", "seconds")}
+            self._layers.append(told)
         for function, part in zip(more, parts[len(names) :], strict=True):
             self._call(process, function, {}, step=function.replace("_", "-"), part=part)
 

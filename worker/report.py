@@ -37,6 +37,16 @@ def provenance(spec: CompressSpec, digests: Mapping[str, str]) -> dict[str, Any]
     }
 
 
+def calibration_provenance(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return ``calibration_devices``: what the ``layers`` were calibrated on, the first one first.
+
+    Only where there is another than the CPU. ``layers`` are as the job recorded them; of those of
+    an earlier version, which had the CPU only, no device is known.
+    """
+    devices = list(dict.fromkeys(layer.get("device", "cpu") for layer in layers))
+    return {"calibration_devices": devices} if set(devices) - {"cpu"} else {}
+
+
 def training_provenance(epochs: Sequence[Mapping[str, Any]], processes: int) -> dict[str, Any]:
     """Return what the artifact of a job with the recorded ``epochs`` depends on besides.
 
@@ -62,7 +72,7 @@ def layer_figures(
 ) -> list[dict[str, Any]]:
     """Describe every convolution and linear layer of the calibrated ``network``, in ``order``.
 
-    ``calibrated`` gives ``name``, ``losses`` and ``seconds`` of the binarized ones.
+    ``calibrated`` gives ``name``, ``losses``, ``seconds`` and ``device`` of the binarized ones.
     """
     found = {layer["name"]: layer for layer in calibrated}
     layers = binarizable_layers(network)
@@ -75,6 +85,7 @@ def layer_figures(
             "binary": isinstance(layers[name], BinaryConv2d | BinaryLinear),
             "losses": found[name]["losses"] if name in found else [],
             "seconds": found[name]["seconds"] if name in found else 0.0,
+            "device": found[name].get("device", "cpu") if name in found else None,
         }
         for name in order
     ]

@@ -1,5 +1,7 @@
 """Settings of the worker, read from the environment (``BITPRESS_...``)."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from models.cores import usable_cores
@@ -13,6 +15,11 @@ class WorkerSettings(StoreSettings):
         default_factory=usable_cores,
         ge=1,
         description="Threads that calibration and evaluation use; all cores by default.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="Where jobs calibrate, fine-tune and evaluate: `cpu`, `cuda`, an NVIDIA GPU, "
+        "or `auto`, the GPU where there is one.",
     )
     training_processes: int = Field(
         default=1,

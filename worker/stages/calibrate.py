@@ -18,6 +18,7 @@ from worker.stages.surroundings import (
     calibration_images_of,
     dataset_of,
     deterministic,
+    device_of,
     networks_of,
 )
 
@@ -69,6 +70,7 @@ class _Calibration:
         return {
             "name": name,
             "losses": list(calibrated.losses),
+            "device": device_of(self._context).type,
             "files": {f"{LAYER}{name}": ref.to_json()},
         }
 
@@ -82,7 +84,7 @@ class _Calibration:
 
     def activations(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """Choose the levels to which the finished network rounds what its layers are fed."""
-        network = self._networks.calibrated(arguments["files"])
+        network = self._networks.calibrated(arguments["files"]).to(device_of(self._context))
         images = self._calibration_images(progress)
         choice = self._context.spec.activation_scale
         tensors = scale_tensors(activation_scales(network, images, choice, progress))
@@ -91,8 +93,9 @@ class _Calibration:
 
     def _both(self, refs: Mapping[str, Any]) -> tuple[nn.Module, nn.Module]:
         if self._full is None or self._binarized is None:
-            self._full = self._networks.full_precision(refs)
-            self._binarized = self._networks.full_precision(refs)
+            device = device_of(self._context)
+            self._full = self._networks.full_precision(refs).to(device)
+            self._binarized = self._networks.full_precision(refs).to(device)
         # What this process has not made itself, another one made before it died.
         for layer in self._networks.layers(refs, self._done):
             apply_layer(self._binarized, layer)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from models import artifact, runtime
@@ -28,6 +29,7 @@ from worker.networks import FINE_TUNED, PACKED, JobNetworks, Refs, input_spec
 from worker.report import (
     SCHEMA,
     answer_figures,
+    calibration_provenance,
     layer_figures,
     layers_by_loss,
     provenance,
@@ -38,6 +40,7 @@ from worker.stages.pack import write_artifact
 from worker.stages.surroundings import (
     dataset_of,
     deterministic,
+    device_of,
     networks_of,
     splits_of,
     without_fraction,
@@ -59,7 +62,8 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
             runtime.load, runtime=context.settings.runtime, threads=context.settings.worker_threads
         )
         served = load(packed)
-        forms = _trained_forms(networks_of(context, dataset), refs)
+        device = device_of(context)
+        forms = _trained_forms(networks_of(context, dataset), refs, device)
         float_bytes = float32_bytes(forms["full_precision"])
         layers = layer_figures(forms["calibrated"], prepared["order"], arguments["layers"])
         predict = {name: channels_last(network) for name, network in forms.items()}
@@ -76,6 +80,7 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
         epochs, processes = arguments["epochs"], context.settings.training_processes
         origin = {
             **provenance(context.spec, prepared["digests"]),
+            **calibration_provenance(arguments["layers"]),
             **training_provenance(epochs, processes),
         }
         final = dataclasses.replace(packed, provenance=origin, accuracy=accuracies)
@@ -84,7 +89,7 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
         progress(1.0, "measuring the latency")
         threads, image = context.settings.worker_threads, next(test.batches(fed, 1))
         latency = measure_latency(
-            predict["packed"], predict["full_precision"], image, threads
+            served.run, _original(forms["full_precision"], served), image, threads
         ).to_json()
         measured = {
             "schema": SCHEMA,
@@ -102,6 +107,7 @@ def evaluate(context: StageContext) -> Mapping[str, Step]:
             "compression_ratio": artifact.compression_ratio(float_bytes, path),
             # What was packed is the last of the forms in which it could be trained.
             "parity": parity(logits[list(forms)[-1]], logits["packed"]).to_json(),
+            "device": device.type,
             "runtime": served.name,
             "kernels": served.kernels,
             "seed": context.spec.seed,
@@ -139,20 +145,25 @@ def _between(progress: Progress, low: float, high: float) -> Progress:
     )
 
 
-def _trained_forms(networks: JobNetworks, refs: Refs) -> dict[str, nn.Module]:
-    """Return the forms before packing, in the order in which they came about."""
+def _trained_forms(networks: JobNetworks, refs: Refs, device: torch.device) -> dict[str, nn.Module]:
+    """Return the forms before packing on ``device``, in the order in which they came about."""
     forms = {
         "full_precision": networks.full_precision(refs),
         "calibrated": networks.calibrated(refs),
     }
     if FINE_TUNED in refs:
         forms["fine_tuned"] = networks.fine_tuned(refs)
-    return forms
+    return {name: network.to(device) for name, network in forms.items()}
+
+
+def _original(network: nn.Module, served: runtime.Runtime) -> Predict:
+    """Return ``network`` where the packed plan is ``served``: the two are timed on one device."""
+    return channels_last(network.to("cuda" if served.name == "cuda" else "cpu"))
 
 
 def _unrounded(network: nn.Module, packed: artifact.Artifact) -> artifact.Artifact:
     """Return what was ``packed`` of ``network``, without its rounding."""
-    plan, tensors = lower(without_rounding(network), packed.input.shape)
+    plan, tensors = lower(without_rounding(network).to("cpu"), packed.input.shape)
     return dataclasses.replace(packed, plan=plan, tensors=tensors)
 
 

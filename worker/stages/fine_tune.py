@@ -25,6 +25,7 @@ from worker.stages.surroundings import (
     calibration_images_of,
     dataset_of,
     deterministic,
+    device_of,
     networks_of,
     splits_of,
     without_fraction,
@@ -72,7 +73,8 @@ class _Training:
         train = self._on_processes if together else self._in_this_process
         figures, ref = train(number, refs, progress)
         self._remove_states_before(number - _STATES_KEPT + 1)
-        record = {**epoch_record(number, figures), **arithmetic_of(self._context.spec)}
+        arithmetic = arithmetic_of(self._context.spec, device_of(self._context))
+        record = {**epoch_record(number, figures), **arithmetic}
         return {**record, "files": {TRAINING: ref.to_json()}}
 
     def finish(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -90,7 +92,8 @@ class _Training:
         """Fit the levels of activations, in place, to what the trained layers are fed."""
         images = calibration_images_of(self._context, progress)
         choice = self._context.spec.activation_scale
-        quantize_inputs(network, activation_scales(network, images, choice, progress))
+        scales = activation_scales(network.to(device_of(self._context)), images, choice, progress)
+        quantize_inputs(network.to("cpu"), scales)
 
     def _in_this_process(
         self, number: int, refs: Mapping[str, Any], progress: Progress
@@ -121,6 +124,7 @@ class _Training:
                     result=result,
                     processes=processes,
                     threads=max(context.settings.worker_threads // processes, 1),
+                    device=context.settings.device,
                     progress=progress,
                 )
             )
@@ -154,6 +158,7 @@ def _new_trainer(context: StageContext, refs: Mapping[str, Any], progress: Progr
         networks.calibrated(refs),
         training_images(train, context.spec),
         context.spec,
+        device=device_of(context),
     )
 
 

@@ -25,7 +25,7 @@ from worker.networks import (
 )
 from worker.stage_context import Progress, StageContext, Step
 from worker.stages.surroundings import dataset_of, deterministic, splits_of
-from worker.training.processes import check_devices
+from worker.training.processes import check_devices, this_device
 from worker.training.recipe import check_batch
 
 
@@ -36,8 +36,9 @@ def prepare(context: StageContext) -> Mapping[str, Step]:
         spec = context.spec
         # What is missing later would cost the whole calibration.
         runtime.choose(context.settings.runtime)
+        device = this_device(context.settings.device)
         if spec.fine_tune is not None:
-            check_devices(context.settings.training_processes)
+            check_devices(context.settings.training_processes, device)
         dataset = dataset_of(context)
         network = _restored(context, dataset)
         order = layer_order(network, input_spec(spec).shape)

@@ -1,5 +1,6 @@
 """What the stages share: the job's dataset, splits and networks, and a step's fixed conditions."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from worker.data import ImageSet, Splits, calibration_images, in_memory, split_d
 from worker.image_cache import decode_dataset
 from worker.networks import JobNetworks, input_spec
 from worker.stage_context import Progress, StageContext, Step
+from worker.training.processes import this_device
 
 
 def deterministic(context: StageContext, step: Step) -> Step:
@@ -30,6 +32,15 @@ def deterministic(context: StageContext, step: Step) -> Step:
 def without_fraction(progress: Progress) -> Progress:
     """Pass on what is being done, not how far it is: for what comes before the step's own work."""
     return lambda _fraction, message, details=None: progress(0.0, message, details)
+
+
+def device_of(context: StageContext) -> torch.device:
+    """Return where the worker is to compute.
+
+    Raises:
+        Unavailable: that is a GPU, and there is none.
+    """
+    return this_device(context.settings.device)
 
 
 def datasets_of(context: StageContext) -> DatasetStore:
@@ -58,9 +69,10 @@ def splits_of(context: StageContext, progress: Progress) -> Splits:
 
 
 def calibration_images_of(context: StageContext, progress: Progress) -> CalibrationImages:
-    """Return the images that the job's layers are calibrated on."""
+    """Return the images that the job's layers are calibrated on, where the worker computes."""
     train = splits_of(context, without_fraction(progress)).train
-    return chosen_for_calibration(train, context.spec)
+    images = chosen_for_calibration(train, context.spec)
+    return dataclasses.replace(images, device=device_of(context))
 
 
 def chosen_for_calibration(train: ImageSet, spec: CompressSpec) -> CalibrationImages:

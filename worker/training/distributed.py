@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 
 from store.errors import BitpressError, JobCrashed, from_problem
 from worker.training.lifetime import die_with, parent_of
+from worker.training.processes import this_device
 from worker.training.trainer import EpochFigures, Progress, Trainer
 
 log = logging.getLogger("worker.training")
@@ -53,6 +54,7 @@ def train_epoch(
     processes: int,
     threads: int,
     progress: Progress,
+    device: str = "auto",
 ) -> EpochFigures:
     """Train epoch ``index``, the first being 0, on so many ``processes``.
 
@@ -60,7 +62,8 @@ def train_epoch(
     and returns a `Trainer`, equal in each. ``state`` is the file of the state before the epoch,
     None for a new trainer's own; ``result`` is where the state after it is written, and whoever
     needs it whole after a crash lets it be a temporary file and renames it. Each process has
-    ``threads`` threads. All processes die with the calling thread.
+    ``threads`` threads. They meet on ``device``, as `this_device` takes it, which is where their
+    trainers have to be. All processes die with the calling thread.
 
     Raises:
         BitpressError: what the training raised.
@@ -75,6 +78,7 @@ def train_epoch(
         *("--log-dir", os.devnull),
         *("--module", __spec__.name, "--trainer", trainer, "--arguments", json.dumps(arguments)),
         *("--epoch", str(index), "--result", str(result), "--caller", str(os.getpid())),
+        *("--device", device),
         *(("--state", str(state)) if state is not None else ()),
     ]
     environment = {
@@ -143,10 +147,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Had torchrun been killed while this process imported torch, another would be the parent now.
     if options.caller is not None and parent_of(agent) not in (options.caller, None):
         os._exit(1)
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    device = this_device(options.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     try:
         _train(options)
     finally:
@@ -195,6 +201,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--epoch", type=int, required=True, help="counted from 0")
     parser.add_argument("--state", type=Path, help="state before the epoch")
     parser.add_argument("--result", type=Path, required=True, help="where the state after it goes")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--caller", type=int, help="process that torchrun is a child of, or gone")
     return parser
 

@@ -33,20 +33,33 @@ class Share:
         return cls()
 
 
-def this_device() -> torch.device:
-    """Return the GPU that belongs to this process, or the CPU where there is none."""
-    if torch.cuda.is_available():
+def this_device(choice: str = "auto") -> torch.device:
+    """Return what this process computes on: the ``cpu``, or ``cuda``, the GPU that belongs to it.
+
+    ``auto`` is the GPU, where there is one.
+
+    Raises:
+        Unavailable: ``cuda`` is asked for, and there is no GPU.
+    """
+    there_is_a_gpu = choice != "cpu" and torch.cuda.is_available()
+    if there_is_a_gpu:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if choice == "cuda":
+        raise Unavailable(
+            "This worker is to compute on an NVIDIA GPU, and there is none that torch can use.",
+            remedy="Ask the operator to set BITPRESS_DEVICE to auto, or to install the driver and "
+            "a torch that is built for CUDA.",
+        )
     return torch.device("cpu")
 
 
-def check_devices(processes: int) -> None:
-    """Check that each of ``processes`` has a GPU of its own, where there are any.
+def check_devices(processes: int, device: torch.device) -> None:
+    """Check that each of ``processes`` has a GPU of its own, where ``device`` is one.
 
     Raises:
         Unavailable: there are fewer GPUs than processes.
     """
-    if torch.cuda.is_available() and processes > (gpus := torch.cuda.device_count()):
+    if device.type == "cuda" and processes > (gpus := torch.cuda.device_count()):
         raise Unavailable(
             f"This worker is to train with {processes} processes, one for each GPU, and has "
             f"{gpus} {'GPU' if gpus == 1 else 'GPUs'}.",

@@ -22,6 +22,7 @@ from models.binarize import (
     sign_straight_through,
 )
 from models.layers import BinaryConv2d, BinaryLayer, BinaryLinear
+from worker.exact_products import exact_products
 from worker.progress import Progress
 from worker.training.averaging import MovingAverage
 from worker.training.batch_norm import freeze_statistics, reestimate
@@ -140,14 +141,14 @@ class Trainer:
             layer.weight.requires_grad_(index < self._learning_epochs)
         network = distributed(self._student, self._share)
         meter = Meter(self._epoch_steps, self._recipe.batch_size, self._share, progress)
-        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
+        devices = [self._device] if self._device.type == "cuda" else []
+        with exact_products(), torch.random.fork_rng(devices):
             # For dropout alone: all else has generators of its own.
             torch.manual_seed(_mixed(self._seed, index, self._share.rank))
             batches = self._images.epoch(index, self._recipe.batch_size, **asdict(self._share))
             for number, (inputs, labels) in enumerate(islice(batches, self._epoch_steps)):
                 step = index * self._epoch_steps + number
-                inputs, labels = inputs.to(self._device), labels.to(self._device)
-                loss, logits = self._step(network, step, inputs, labels)
+                loss, logits = self._step(network, step, self._here(inputs), self._here(labels))
                 meter.add(loss, logits, labels)
         return meter.figures(self._learning_rate((index + 1) * self._epoch_steps - 1))
 
@@ -163,7 +164,8 @@ class Trainer:
         for layer in _binary_layers(network).values():
             self._rule.finish(layer)
         if self._recipe.batch_norm == "reestimate":
-            reestimate(network, self._reestimation_inputs())
+            with exact_products():
+                reestimate(network, self._reestimation_inputs())
         return network.to("cpu").eval()
 
     def _step(
@@ -224,7 +226,14 @@ class Trainer:
         count = max(min(_REESTIMATION_IMAGES, len(self._images)) // self._recipe.batch_size, 1)
         batches = self._images.epoch(self._recipe.epochs, self._recipe.batch_size)
         for inputs, _ in islice(batches, count):
-            yield inputs.to(self._device)
+            yield self._here(inputs)
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor``, of the CPU, on the device that trains."""
+        if self._device.type == "cuda":
+            # Else this process would wait, in every step, until the GPU is done with all before it.
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
 
 
 def _binary_layers(network: nn.Module) -> dict[str, BinaryLayer]:
