@@ -176,5 +176,5 @@ def test_tiles_are_the_largest_that_keep_a_device_busy(images):
     for shape in (SHAPE, small):
         found = heuristic(shape, images, (9, 0), 132)
         larger = TILES[: TILES.index(found)]
-        assert all(blocks(shape, images, one) < 132 for one in larger)
-        assert found == NARROW or blocks(shape, images, found) >= 132
+        assert all(blocks(shape, images, one) < 264 for one in larger)
+        assert found == NARROW or blocks(shape, images, found) >= 264

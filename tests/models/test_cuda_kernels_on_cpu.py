@@ -165,13 +165,14 @@ def test_tensor_cores_make_what_the_formulas_say(build, configuration, kept):
 
 
 @pytest.mark.parametrize("channels", [1, 31, 32, 33, 64, 96, 128, 160, 256, 300])
-def test_any_number_of_channels_fills_whole_words(build, channels):
+@pytest.mark.parametrize("kept", ["f32", "b1"])
+def test_any_number_of_channels_fills_whole_words(build, channels, kept):
     narrow = configurations.NARROW
     rng = np.random.default_rng(channels)
     shape = ProductShape(channels, 9, (3, 3), padding=(1, 1), in_hw=(3, 4))
     product = made["SignProduct"](
         shape,
-        Epilogue("b1", "f32"),
+        Epilogue("b1", kept),
         2 * rng.integers(0, 2, (2, 3, 4, channels), dtype=np.int8) - 1,
         2 * rng.integers(0, 2, (1, 9, channels, 3, 3), dtype=np.int8) - 1,
         {},

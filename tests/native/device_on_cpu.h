@@ -1,8 +1,8 @@
 // Takes the place of models/kernels/cuda/device.cu, for a processor to do the kernels' sums.
 //
 // The threads of a block are contexts of one thread of the processor. Each runs until it needs the
-// others of its warp or block; which goes on then is drawn at random, so that a barrier that is
-// missing is noticed. What warps do together is computed from the values of all lanes, as the PTX
+// others of its warp or block; which warp goes on then is drawn at random, so that a barrier that
+// is missing is noticed. What warps do together is computed from the values of all lanes, as the PTX
 // manual lays them out in fragments. Shared memory begins as noise. An asynchronous copy is made
 // as late as it may be, when somebody waits for it, or else at once, as the run is told.
 #pragma once
@@ -141,26 +141,34 @@ inline bool can_go_on(const Thread& thread) {
   return !thread.done && (!thread.waits_for || thread.waits_for->round > thread.round);
 }
 
-// Runs the threads of one block to their ends.
+// Lets each thread of a warp go on that can; returns whether any could.
+inline bool run_warp(int warp) {
+  bool any = false;
+  for (block->current = warp * 32; block->current < warp * 32 + 32; ++block->current) {
+    Thread& thread = self();
+    if (!can_go_on(thread)) continue;
+    any = true;
+    thread.waits_for = nullptr;
+    swapcontext(&block->scheduler, &thread.context);
+  }
+  return any;
+}
+
+// Runs the threads of one block to their ends: a warp drawn at random as far as it gets without the
+// others, then the next one, so that warps run as far ahead of each other as barriers let them.
 inline void run_block() {
-  std::vector<int> ready;
+  const int warps = static_cast<int>(block->warps.size());
   while (true) {
-    ready.clear();
-    bool all_done = true;
-    for (size_t i = 0; i < block->threads.size(); ++i) {
-      all_done = all_done && block->threads[i].done;
-      if (can_go_on(block->threads[i])) ready.push_back(static_cast<int>(i));
+    bool any = false;
+    const int first = static_cast<int>(drawn() % warps);
+    for (int i = 0; i < warps; ++i) {
+      while (run_warp((first + i) % warps)) any = true;
     }
-    if (all_done) return;
-    if (ready.empty()) fail("threads wait for others that never come");
-    // From a place drawn at random on, each that can.
-    const size_t first = drawn() % ready.size();
-    for (size_t i = 0; i < ready.size(); ++i) {
-      block->current = ready[(first + i) % ready.size()];
-      Thread& thread = self();
-      thread.waits_for = nullptr;
-      swapcontext(&block->scheduler, &thread.context);
+    if (any) continue;
+    for (const Thread& thread : block->threads) {
+      if (!thread.done) fail("threads wait for others that never come");
     }
+    return;
   }
 }
 

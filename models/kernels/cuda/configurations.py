@@ -62,6 +62,9 @@ TILES: Final = (WIDE, MIDDLE, NARROW)
 _FIRST_CAPABILITY: Final = (8, 0)
 _BEYOND_CAPABILITY: Final = (10, 0)
 
+# Of each multiprocessor: while one waits for memory, another computes.
+_BLOCKS_AT_ONCE: Final = 2
+
 
 def candidates(shape: ProductShape, capability: Pair) -> tuple[Configuration, ...]:
     """Return all that can compute ``shape`` on a device of that capability, the largest first."""
@@ -76,9 +79,9 @@ def candidates(shape: ProductShape, capability: Pair) -> tuple[Configuration, ..
 def heuristic(
     shape: ProductShape, images: int, capability: Pair, multiprocessors: int
 ) -> Configuration:
-    """Return the largest tiles of which there is one for each multiprocessor."""
-    found = candidates(shape, capability)
-    busy = (one for one in found if blocks(shape, images, one) >= multiprocessors)
+    """Return the largest tiles of which there are two for each multiprocessor."""
+    found, enough = candidates(shape, capability), _BLOCKS_AT_ONCE * multiprocessors
+    busy = (one for one in found if blocks(shape, images, one) >= enough)
     return next(busy, found[-1])
 
 

@@ -21,16 +21,53 @@ struct Finishing {
   void* out;                // (pixels, FILTERS), or words (pixels, OUT_WORDS)
 };
 
-// Where a filter reads: its window's first pixel, which may lie outside of the map.
-struct Window {
-  int image, row, column;
+// Where a filter reads: the first pixel of its window, which may lie outside of the map, and that
+// pixel's number among all of x.
+struct alignas(16) Window {
+  int row, column, pixel;
 };
 
-DEVICE Window window_of(int pixel) {
-  const int line = pixel / OUT_COLUMNS;
-  return {line / OUT_ROWS, line % OUT_ROWS * STRIDE_ROWS - PADDING_ROWS,
-          (pixel - line * OUT_COLUMNS) * STRIDE_COLUMNS - PADDING_COLUMNS};
+DEVICE Window window_of(int out_pixel) {
+  const int line = out_pixel / OUT_COLUMNS, image = line / OUT_ROWS;
+  const int row = (line - image * OUT_ROWS) * STRIDE_ROWS - PADDING_ROWS;
+  const int column = (out_pixel - line * OUT_COLUMNS) * STRIDE_COLUMNS - PADDING_COLUMNS;
+  return {row, column, (image * IN_ROWS + row) * IN_COLUMNS + column};
 }
+
+// A tap's place in a window.
+struct Tap {
+  int row, column;
+
+  DEVICE explicit Tap(int number)
+      : row(number / KERNEL_COLUMNS * DILATION_ROWS),
+        column(number % KERNEL_COLUMNS * DILATION_COLUMNS) {}
+
+  DEVICE bool is_inside(const Window& window) const {
+    // As unsigned numbers, those below 0 are beyond every end.
+    return static_cast<unsigned>(window.row + row) < static_cast<unsigned>(IN_ROWS) &&
+           static_cast<unsigned>(window.column + column) < static_cast<unsigned>(IN_COLUMNS);
+  }
+  DEVICE int pixel(const Window& window) const {
+    return window.pixel + row * IN_COLUMNS + column;
+  }
+};
+
+// What finishes the products of one filter, read once for many pixels.
+struct FilterNumbers {
+  float gain = 1, shift = 0, slope = 1, sense = 1, threshold = 0;
+
+  DEVICE FilterNumbers(int filter, const Finishing& finishing) {
+    if (HAS_AFFINE) {
+      gain = finishing.affine[filter];
+      shift = finishing.affine[FILTERS + filter];
+    }
+    if (ACTIVATION == kPrelu) slope = finishing.slope[filter];
+    if (HAS_THRESHOLD) {
+      sense = finishing.threshold[filter];
+      threshold = finishing.threshold[FILTERS + filter];
+    }
+  }
+};
 
 // Adds a basis to the product of a filter.
 DEVICE float with_basis(float product, int sum, int basis, int filter,
@@ -41,28 +78,40 @@ DEVICE float with_basis(float product, int sum, int basis, int filter,
 }
 
 // Comparisons are written so that what is no number stays none.
-DEVICE float activated(float y, int filter, const Finishing& finishing) {
+DEVICE float activated(float y, const FilterNumbers& numbers) {
   if (ACTIVATION == kRelu) return y < 0 ? 0 : y;
   if (ACTIVATION == kHardtanh) {
     return y < ACTIVATION_LOW ? ACTIVATION_LOW : y > ACTIVATION_HIGH ? ACTIVATION_HIGH : y;
   }
-  if (ACTIVATION == kPrelu) return y >= 0 ? y : product_of(finishing.slope[filter], y);
+  if (ACTIVATION == kPrelu) return y >= 0 ? y : product_of(numbers.slope, y);
   return y;
 }
 
-// activation(affine(product) + residual) of a filter at a pixel.
-DEVICE float finished(float product, int filter, Size pixel, const Finishing& finishing) {
-  float y = product;
-  if (HAS_AFFINE) {
-    y = product_of(finishing.affine[filter], y);
-    y = sum_of(y, finishing.affine[FILTERS + filter]);
-  }
+// What is added to a filter's product at a pixel, where anything is.
+DEVICE float residual_of(int filter, Size pixel, const Finishing& finishing) {
   const Size place = pixel * FILTERS + filter;
   if (RESIDUAL == kF16) {
-    y = sum_of(y, number_of_half(static_cast<const Half*>(finishing.residual)[place]));
+    return number_of_half(static_cast<const Half*>(finishing.residual)[place]);
   }
-  if (RESIDUAL == kF32) y = sum_of(y, static_cast<const float*>(finishing.residual)[place]);
-  return activated(y, filter, finishing);
+  return RESIDUAL == kF32 ? static_cast<const float*>(finishing.residual)[place] : 0;
+}
+
+// The same of two filters at once, as for `keep_two`.
+DEVICE float2 residuals_of(int filter, Size pixel, const Finishing& finishing) {
+  const Size place = (pixel * FILTERS + filter) / 2;
+  if (RESIDUAL == kF16) {
+    const Word both = static_cast<const Word*>(finishing.residual)[place];
+    return {number_of_half(static_cast<Half>(both)), number_of_half(static_cast<Half>(both >> 16))};
+  }
+  return RESIDUAL == kF32 ? static_cast<const float2*>(finishing.residual)[place] : float2{0, 0};
+}
+
+// activation(affine(product) + residual) of a filter.
+DEVICE float finished(float product, float residual, const FilterNumbers& numbers) {
+  float y = product;
+  if (HAS_AFFINE) y = sum_of(product_of(numbers.gain, y), numbers.shift);
+  if (RESIDUAL != kNone) y = sum_of(y, residual);
+  return activated(y, numbers);
 }
 
 // The nearest level, less 128; halves go up.
@@ -79,9 +128,8 @@ DEVICE signed char level_of(float y) {
 }
 
 // Whether +1 is kept of a filter's result.
-DEVICE bool is_positive(float y, int filter, const Finishing& finishing) {
-  if (!HAS_THRESHOLD) return y >= 0;
-  return product_of(finishing.threshold[filter], y) >= finishing.threshold[FILTERS + filter];
+DEVICE bool is_positive(float y, const FilterNumbers& numbers) {
+  return HAS_THRESHOLD ? product_of(numbers.sense, y) >= numbers.threshold : y >= 0;
 }
 
 // Keeps a number; not for kB1.
@@ -92,8 +140,8 @@ DEVICE void keep(float y, int filter, Size pixel, const Finishing& finishing) {
   if (KEPT == kI8) static_cast<signed char*>(finishing.out)[place] = level_of(y);
 }
 
-// Keeps the numbers of two filters at once, of which `filter`, an even one, is the first: for
-// FILTERS an even number, where both lie next to each other at a multiple of their size.
+// Keeps the numbers of two filters at once, of which `filter`, an even one, is the first: where
+// FILTERS is even, so that both lie together at a multiple of their size.
 DEVICE void keep_two(float y0, float y1, int filter, Size pixel, const Finishing& finishing) {
   const Size place = (pixel * FILTERS + filter) / 2;
   if (KEPT == kF16) {

@@ -24,16 +24,13 @@ DEVICE Word signs_of(const Word* pixel, int group, int word) {
 }
 
 // Adds one tap of a basis to the sums of a filter, a pixel each.
-DEVICE void add_tap(int (&sums)[LANE_PIXELS], const Word* x, const Word* tap_weights, int tap,
-                    int group, const Window (&windows)[LANE_PIXELS]) {
+DEVICE void add_tap(int (&sums)[LANE_PIXELS], const Word* x, const Word* tap_weights,
+                    const Tap& tap, int group, const Window (&windows)[LANE_PIXELS]) {
   const Word* pixels[LANE_PIXELS];
 #pragma unroll
   for (int i = 0; i < LANE_PIXELS; ++i) {
-    const int y = windows[i].row + tap / KERNEL_COLUMNS * DILATION_ROWS;
-    const int column = windows[i].column + tap % KERNEL_COLUMNS * DILATION_COLUMNS;
-    const bool inside = y >= 0 && y < IN_ROWS && column >= 0 && column < IN_COLUMNS;
-    const Size place = (static_cast<Size>(windows[i].image) * IN_ROWS + y) * IN_COLUMNS + column;
-    pixels[i] = inside ? x + place * IN_WORDS : nullptr;
+    const Size pixel = tap.pixel(windows[i]);
+    pixels[i] = tap.is_inside(windows[i]) ? x + pixel * IN_WORDS : nullptr;
   }
   for (int word = 0; word < TAP_WORDS; ++word) {
     const Word mask = channel_mask(word), weights = tap_weights[word];
@@ -48,11 +45,12 @@ DEVICE void add_tap(int (&sums)[LANE_PIXELS], const Word* x, const Word* tap_wei
 }
 
 // Keeps a filter's result; all lanes of a warp take part, as signs make one word.
-DEVICE void keep_product(float product, bool there, int filter, Size pixel,
-                         const Finishing& finishing) {
-  const float y = there ? finished(product, filter, pixel, finishing) : 0;
+DEVICE void keep_product(float product, bool there, const FilterNumbers& numbers, int filter,
+                         Size pixel, const Finishing& finishing) {
+  float y = 0;
+  if (there) y = finished(product, residual_of(filter, pixel, finishing), numbers);
   if (KEPT == kB1) {
-    const Word bits = ballot(there && is_positive(y, filter, finishing));
+    const Word bits = ballot(there && is_positive(y, numbers));
     if (lane_number() == 0) {
       static_cast<Word*>(finishing.out)[pixel * OUT_WORDS + filter / 32] = bits;
     }
@@ -80,17 +78,18 @@ KERNEL(THREADS) popcount_product(const Word* x, const Word* weights, const float
     const Word* row = weights + (static_cast<Size>(basis) * FILTERS + own) * TAPS * TAP_WORDS;
     int sums[LANE_PIXELS] = {};
     for (int tap = 0; tap < TAPS; ++tap) {
-      add_tap(sums, x, row + tap * TAP_WORDS, tap, own / GROUP_FILTERS, windows);
+      add_tap(sums, x, row + tap * TAP_WORDS, Tap(tap), own / GROUP_FILTERS, windows);
     }
 #pragma unroll
     for (int i = 0; i < LANE_PIXELS; ++i) {
       products[i] = with_basis(products[i], sums[i], basis, own, finishing);
     }
   }
+  const FilterNumbers numbers(own, finishing);
 #pragma unroll
   for (int i = 0; i < LANE_PIXELS; ++i) {
     if (first_pixel + i < pixels) {  // the same for a whole warp
-      keep_product(products[i], there, filter, first_pixel + i, finishing);
+      keep_product(products[i], there, numbers, filter, first_pixel + i, finishing);
     }
   }
 }

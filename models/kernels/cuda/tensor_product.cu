@@ -15,6 +15,8 @@
 // and SUM_WARPS of them each 256 bits at a time of a stage. While one stage of STAGE_WORDS is
 // computed with, the copies of the next STAGES - 1 are on their way.
 //
+// Where a filter's words are no multiple of 256 bits, nothing is computed with what would follow.
+//
 // Taps must be whole words of the map: there is one group, or GROUP_CHANNELS and GROUP_FILTERS are
 // multiples of 32.
 
@@ -27,10 +29,14 @@ static_assert(ROWS * 16 * PIXEL_WARPS == TILE_PIXELS, "a warp takes 16 pixels at
 static_assert(COLUMNS % 4 == 0 && COLUMNS * 8 * FILTER_WARPS == TILE_FILTERS,
               "a warp makes whole words of signs");
 static_assert(STAGE_WORDS % (8 * SUM_WARPS) == 0, "a warp takes 256 bits at a time");
+static_assert(THREADS % STAGE_WORDS == 0, "a thread copies the same words of several rows");
 
 // Four words more than a row has: eight rows of four words then lie in different banks.
 constexpr int ROW_WORDS = STAGE_WORDS + 4;
 constexpr int STAGE_SIZE = (TILE_PIXELS + TILE_FILTERS) * ROW_WORDS;
+
+// Whether every filter with an even number in its group has one beside it, at a multiple of two.
+#define PAIRS (FILTERS % 2 == 0 && GROUP_FILTERS % 2 == 0)
 
 constexpr int kOutside = -(1 << 30);  // the row of a window that reads nothing
 
@@ -62,45 +68,59 @@ DEVICE Tile tile_of(int pixels) {
 DEVICE void find_windows(Window* windows, const Tile& tile) {
   for (int i = thread_number(); i < TILE_PIXELS; i += THREADS) {
     const int pixel = tile.first_pixel + i;
-    windows[i] = pixel < tile.pixels ? window_of(pixel) : Window{0, kOutside, kOutside};
+    windows[i] = pixel < tile.pixels ? window_of(pixel) : Window{kOutside, kOutside, 0};
   }
 }
 
+DEVICE int filter_words() { return TAPS * TAP_WORDS; }
 // The stages that the words of one basis take.
-DEVICE int basis_stages() { return (TAPS * TAP_WORDS + STAGE_WORDS - 1) / STAGE_WORDS; }
+DEVICE int basis_stages() { return (filter_words() + STAGE_WORDS - 1) / STAGE_WORDS; }
+
+// A stage of all bases, and where its words stand in a filter.
+struct Stage {
+  int basis, first_word;
+
+  DEVICE explicit Stage(int number)
+      : basis(number / basis_stages()), first_word(number % basis_stages() * STAGE_WORDS) {}
+
+  // Whether anything is computed with this word of the stage and the others of its 256 bits.
+  DEVICE bool holds(int word) const { return first_word + word / 8 * 8 < filter_words(); }
+};
 
 // Begins to copy a stage: the pixels' words, zeros outside of the map, then those of the filters.
 DEVICE void begin_stage(Word* stage, int number, const Word* x, const Word* weights,
                         const Window* windows, const Tile& tile) {
-  const int filter_words = TAPS * TAP_WORDS;
-  const int row_copies = STAGE_WORDS / COPY_WORDS;
-  const int basis = number / basis_stages();
-  const int first_word = number % basis_stages() * STAGE_WORDS;
-  for (int i = thread_number(); i < TILE_PIXELS * row_copies; i += THREADS) {
-    const int row = i / row_copies, word = i % row_copies * COPY_WORDS;
-    const int tap = (first_word + word) / TAP_WORDS;
-    const int tap_word = (first_word + word) % TAP_WORDS;
-    const Window window = windows[row];
-    const int y = window.row + tap / KERNEL_COLUMNS * DILATION_ROWS;
-    const int column = window.column + tap % KERNEL_COLUMNS * DILATION_COLUMNS;
-    const bool inside = tap < TAPS && y >= 0 && y < IN_ROWS && column >= 0 && column < IN_COLUMNS;
-    const Size pixel = (static_cast<Size>(window.image) * IN_ROWS + y) * IN_COLUMNS + column;
-    const Size place = inside ? pixel * IN_WORDS + tile.group * TAP_WORDS + tap_word : 0;
-    begin_copy(stage + row * ROW_WORDS + word, x + place, COPY_WORDS, inside);
+  const Stage where(number);
+  // A thread copies the same words of several rows.
+  const int row_copies = STAGE_WORDS / COPY_WORDS, rows = THREADS / row_copies;
+  const int word = thread_number() % row_copies * COPY_WORDS;
+  const int first_row = thread_number() / row_copies;
+  if (!where.holds(word)) return;
+  const int filter_word = where.first_word + word;
+  const bool is_word = filter_word < filter_words();
+  const Tap tap(filter_word / TAP_WORDS);
+  const Word* channels = x + tile.group * TAP_WORDS + filter_word % TAP_WORDS;
+  Word* target = stage + word;
+#pragma unroll
+  for (int row = first_row; row < TILE_PIXELS; row += rows) {
+    const bool inside = is_word && tap.is_inside(windows[row]);
+    const Size pixel = inside ? tap.pixel(windows[row]) : 0;
+    begin_copy(target + row * ROW_WORDS, channels + pixel * IN_WORDS, COPY_WORDS, inside);
   }
-  Word* filters = stage + TILE_PIXELS * ROW_WORDS;
-  for (int i = thread_number(); i < TILE_FILTERS * row_copies; i += THREADS) {
-    const int row = i / row_copies, word = i % row_copies * COPY_WORDS;
-    const int filter = tile.first_filter + row;
-    const bool there = filter < GROUP_FILTERS && first_word + word < filter_words;
-    const Size line = static_cast<Size>(basis) * FILTERS + tile.group * GROUP_FILTERS + filter;
-    const Size place = there ? line * filter_words + first_word + word : 0;
-    begin_copy(filters + row * ROW_WORDS + word, weights + place, COPY_WORDS, there);
+  target += TILE_PIXELS * ROW_WORDS;
+  const int first_line = where.basis * FILTERS + tile.group * GROUP_FILTERS + tile.first_filter;
+#pragma unroll
+  for (int row = first_row; row < TILE_FILTERS; row += rows) {
+    const bool there = is_word && tile.first_filter + row < GROUP_FILTERS;
+    const Size line = there ? first_line + row : 0;
+    begin_copy(target + row * ROW_WORDS, weights + line * filter_words() + filter_word, COPY_WORDS,
+               there);
   }
 }
 
 // Adds to a warp's sums what a stage holds for it.
-DEVICE void add_stage(Sums& sums, const Word* stage, const Tile& tile) {
+DEVICE void add_stage(Sums& sums, const Word* stage, int number, const Tile& tile) {
+  const Stage where(number);
   const int lane = lane_number();
   const Word* pixels = stage + (tile.warp_pixel() + lane % 16) * ROW_WORDS + lane / 16 * 4;
   const Word* filters = stage + (TILE_PIXELS + tile.warp_filter()) * ROW_WORDS +
@@ -108,6 +128,7 @@ DEVICE void add_stage(Sums& sums, const Word* stage, const Tile& tile) {
 #pragma unroll
   for (int part = 0; part < STAGE_WORDS / 8; part += SUM_WARPS) {
     const int word = (part + tile.sum_warp) * 8;
+    if (!where.holds(word)) break;
     Word a[ROWS][4];
 #pragma unroll
     for (int row = 0; row < ROWS; ++row) {
@@ -135,7 +156,6 @@ DEVICE void join_sums(Sums& sums, int* exchange, const Tile& tile) {
   const int part = tile.pixel_warp + tile.filter_warp * PIXEL_WARPS;
   int* numbers = &sums.common[0][0][0];
   int* place = exchange + part * each * 32 + lane_number();
-  wait_for_block();  // what was exchanged before has been read
   if (tile.sum_warp > 0) {
     int* mine = place + (tile.sum_warp - 1) * part_warps * each * 32;
 #pragma unroll
@@ -166,128 +186,182 @@ DEVICE Span taps_inside(int start, int length, int dilation, int taps) {
   return {taps_before(0, start, dilation, taps), taps_before(length, start, dilation, taps)};
 }
 
-// Sums of weights over rectangles of taps from the first one on: (BASES, KERNEL_ROWS + 1,
-// KERNEL_COLUMNS + 1, FILTERS), 0 where a side is 0.
-struct Border {
+// The filters of a lane's part of a column: two that lie next to each other.
+struct Pair {
+  int channel;  // of the first, among all groups
+  bool first, second;  // whether they are there
+
+  DEVICE Pair(const Tile& tile, int column) {
+    const int filter = tile.first_filter + tile.warp_filter() + column * 8 + lane_number() % 4 * 2;
+    first = filter < GROUP_FILTERS;
+    second = filter + 1 < GROUP_FILTERS;
+    channel = first ? tile.group * GROUP_FILTERS + filter : 0;
+  }
+  // Its second filter, or the first one again where there is no second.
+  DEVICE int other() const { return second ? channel + 1 : channel; }
+};
+
+struct alignas(8) TwoSums {
+  int first, second;
+};
+
+// The sums of weights over the taps inside of the map, for the window of one pixel. The table has
+// sums over rectangles of taps from the first one on, (KERNEL_ROWS + 1, KERNEL_COLUMNS + 1,
+// FILTERS), 0 where a side is 0.
+struct TapSums {
+  const int* table;
   Span rows, columns;
 
-  DEVICE explicit Border(const Window& window)
-      : rows(taps_inside(window.row, IN_ROWS, DILATION_ROWS, KERNEL_ROWS)),
+  DEVICE TapSums(const int* table, const Window& window)
+      : table(table),
+        rows(taps_inside(window.row, IN_ROWS, DILATION_ROWS, KERNEL_ROWS)),
         columns(taps_inside(window.column, IN_COLUMNS, DILATION_COLUMNS, KERNEL_COLUMNS)) {}
 
-  // The sum of weights times the border's signs, less that of the weights inside.
-  DEVICE int sum(const int* tap_sums, int filter) const {
-    int inside = at(tap_sums, rows.end, columns.end, filter);
-    if (rows.first > 0 || columns.first > 0) {  // else the others are 0
-      inside -= at(tap_sums, rows.first, columns.end, filter);
-      inside -= at(tap_sums, rows.end, columns.first, filter);
-      inside += at(tap_sums, rows.first, columns.first, filter);
-    }
-    if (!PADDING_OF_ONES) return -inside;
-    return at(tap_sums, KERNEL_ROWS, KERNEL_COLUMNS, filter) - 2 * inside;
-  }
+  // Whether nothing lies before the map's beginning.
+  DEVICE bool begins_inside() const { return rows.first == 0 && columns.first == 0; }
 
-  DEVICE static int at(const int* tap_sums, int row, int column, int filter) {
-    return tap_sums[(row * (KERNEL_COLUMNS + 1) + column) * FILTERS + filter];
+  // What lies before the end of the map, and what of that lies before its beginning.
+  DEVICE TwoSums before_end(const Pair& pair) const { return at(rows.end, columns.end, pair); }
+  DEVICE TwoSums before_begin(const Pair& pair) const {
+    const TwoSums above = at(rows.first, columns.end, pair);
+    const TwoSums beside = at(rows.end, columns.first, pair);
+    const TwoSums both = at(rows.first, columns.first, pair);
+    return {above.first + beside.first - both.first, above.second + beside.second - both.second};
+  }
+  DEVICE TwoSums of_all(const Pair& pair) const { return at(KERNEL_ROWS, KERNEL_COLUMNS, pair); }
+
+  DEVICE TwoSums at(int row, int column, const Pair& pair) const {
+    const int* place = table + (row * (KERNEL_COLUMNS + 1) + column) * FILTERS;
+    if (PAIRS) {
+      return *reinterpret_cast<const TwoSums*>(place + pair.channel);
+    }
+    return {place[pair.channel], place[pair.other()]};
   }
 };
 
-// A lane holds, of every 16 pixels by 8 filters, these pixels and filters as numbers 0 to 3.
-DEVICE int held_pixel(int i) { return lane_number() / 4 + i / 2 * 8; }
-DEVICE int held_filter(int i) { return lane_number() % 4 * 2 + i % 2; }
+// Makes sums of signs times weights of the counts for one pixel, two for each column: a lane's
+// numbers `half * 2` and the one after it.
+DEVICE void weigh(int (&common)[COLUMNS][4], int half, int ones, const TapSums& tap_sums,
+                  const Tile& tile) {
+  // A border of ones adds the weights that meet it: all of them less those inside.
+  const int share = PADDING_OF_ONES ? 2 : 1;
+#pragma unroll
+  for (int column = 0; column < COLUMNS; ++column) {
+    const Pair pair(tile, column);
+    const TwoSums inside = tap_sums.before_end(pair);
+    const TwoSums all = PADDING_OF_ONES ? tap_sums.of_all(pair) : TwoSums{0, 0};
+    int* sum = common[column] + half * 2;
+    sum[0] = 4 * sum[0] - 2 * ones - share * inside.first + all.first;
+    sum[1] = 4 * sum[1] - 2 * ones - share * inside.second + all.second;
+  }
+  if (tap_sums.begins_inside()) return;
+#pragma unroll
+  for (int column = 0; column < COLUMNS; ++column) {
+    const TwoSums outside = tap_sums.before_begin(Pair(tile, column));
+    common[column][half * 2] += share * outside.first;
+    common[column][half * 2 + 1] += share * outside.second;
+  }
+}
+
+// The number of a pixel in a warp's tile: a lane holds pixels of both halves of each row of 16.
+DEVICE int held_pixel(const Tile& tile, int row, int half) {
+  return tile.warp_pixel() + row * 16 + half * 8 + lane_number() / 4;
+}
 
 using Products = float[ROWS][COLUMNS][4];
 
 // Adds a basis to the products of the filters that a lane holds.
-DEVICE void add_basis(Products& products, const Sums& sums, int basis, const int* tap_sums,
+DEVICE void add_basis(Products& products, Sums& sums, int basis, const int* tap_sums,
                       const Window* windows, const Tile& tile, const Finishing& finishing) {
-  const int* table = tap_sums + Size{basis} * (KERNEL_ROWS + 1) * (KERNEL_COLUMNS + 1) * FILTERS;
+  const int rectangles = (KERNEL_ROWS + 1) * (KERNEL_COLUMNS + 1);
+  const int* table = tap_sums + Size{basis} * rectangles * FILTERS;
 #pragma unroll
   for (int row = 0; row < ROWS; ++row) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Border border(windows[tile.warp_pixel() + row * 16 + held_pixel(half * 2)]);
-      const int twice_ones = 2 * sums.ones[row][half * 2];
-#pragma unroll
-      for (int column = 0; column < COLUMNS; ++column) {
-#pragma unroll
-        for (int i = half * 2; i < half * 2 + 2; ++i) {
-          const int filter = tile.first_filter + tile.warp_filter() + column * 8 + held_filter(i);
-          if (filter >= GROUP_FILTERS) continue;
-          const int channel = tile.group * GROUP_FILTERS + filter;
-          const int sum =
-              4 * sums.common[row][column][i] - twice_ones + border.sum(table, channel);
-          products[row][column][i] =
-              with_basis(products[row][column][i], sum, basis, channel, finishing);
-        }
-      }
+      const TapSums pixel_sums(table, windows[held_pixel(tile, row, half)]);
+      weigh(sums.common[row], half, sums.ones[row][half * 2], pixel_sums, tile);
     }
   }
-}
-
-// Keeps the results of a lane's filters, from the first of a row's word on, at one pixel.
-DEVICE void keep_numbers(const float (&products)[COLUMNS][4], int half, int pixel,
-                         const Tile& tile, const Finishing& finishing) {
 #pragma unroll
   for (int column = 0; column < COLUMNS; ++column) {
-    const int filter = tile.first_filter + tile.warp_filter() + column * 8 + held_filter(0);
-    const int channel = tile.group * GROUP_FILTERS + filter;
-    if (filter >= GROUP_FILTERS) continue;
-    const float y0 = finished(products[column][half * 2], channel, pixel, finishing);
-    if (filter + 1 >= GROUP_FILTERS) {
-      keep(y0, channel, pixel, finishing);
-      continue;
-    }
-    const float y1 = finished(products[column][half * 2 + 1], channel + 1, pixel, finishing);
-    if (FILTERS % 2 == 0) {
-      keep_two(y0, y1, channel, pixel, finishing);
-    } else {
-      keep(y0, channel, pixel, finishing);
-      keep(y1, channel + 1, pixel, finishing);
+    const Pair pair(tile, column);
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int channel = i % 2 ? pair.other() : pair.channel;
+        float& product = products[row][column][i];
+        product = with_basis(product, sums.common[row][column][i], basis, channel, finishing);
+      }
     }
   }
 }
 
-// Keeps signs: four lanes have the bits of a word together. All lanes of a warp take part, also
-// those without a pixel.
-DEVICE void keep_signs(const float (&products)[COLUMNS][4], int half, int pixel, const Tile& tile,
+// Keeps the numbers of a pair of filters at one pixel, of which at least the first is there.
+DEVICE void keep_pair(float2 y, const Pair& pair, int pixel, const Finishing& finishing) {
+  if (PAIRS) {
+    keep_two(y.x, y.y, pair.channel, pixel, finishing);
+    return;
+  }
+  keep(y.x, pair.channel, pixel, finishing);
+  if (pair.second) keep(y.y, pair.channel + 1, pixel, finishing);
+}
+
+DEVICE float2 residuals_of(const Pair& pair, int pixel, const Finishing& finishing) {
+  if (PAIRS) return residuals_of(pair.channel, pixel, finishing);
+  return {residual_of(pair.channel, pixel, finishing), residual_of(pair.other(), pixel, finishing)};
+}
+
+// Keeps words of signs of which each of four lanes has some bits. All lanes of a warp take part.
+DEVICE void keep_words(const Word (&words)[ROWS][2][COLUMNS / 4], const Tile& tile,
                        const Finishing& finishing) {
-  const bool there = pixel < tile.pixels;
-#pragma unroll
-  for (int word = 0; word < COLUMNS / 4; ++word) {
-    const int first = tile.first_filter + tile.warp_filter() + word * 32;
-    Word bits = 0;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int number = half * 2 + i % 2, bit = i / 2 * 8 + held_filter(number);
-      const int channel = tile.group * GROUP_FILTERS + first + bit;
-      if (!there || first + bit >= GROUP_FILTERS) continue;
-      const float y = finished(products[word * 4 + i / 2][number], channel, pixel, finishing);
-      if (is_positive(y, channel, finishing)) bits |= Word{1} << bit;
-    }
-    bits = joined_by_four(bits);
-    if (there && first < GROUP_FILTERS && lane_number() % 4 == 0) {
-      const int out_word = (tile.group * GROUP_FILTERS + first) / 32;
-      static_cast<Word*>(finishing.out)[Size{pixel} * OUT_WORDS + out_word] = bits;
-    }
-  }
-}
-
-DEVICE void keep_products(const Products& products, const Tile& tile,
-                          const Finishing& finishing) {
 #pragma unroll
   for (int row = 0; row < ROWS; ++row) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int pixel =
-          tile.first_pixel + tile.warp_pixel() + row * 16 + held_pixel(half * 2);
-      if (KEPT == kB1) {
-        keep_signs(products[row], half, pixel, tile, finishing);
-      } else if (pixel < tile.pixels) {
-        keep_numbers(products[row], half, pixel, tile, finishing);
+      const int pixel = tile.first_pixel + held_pixel(tile, row, half);
+#pragma unroll
+      for (int word = 0; word < COLUMNS / 4; ++word) {
+        const Word bits = joined_by_four(words[row][half][word]);
+        const int filter = tile.first_filter + tile.warp_filter() + word * 32;
+        if (lane_number() % 4 > 0 || pixel >= tile.pixels || filter >= GROUP_FILTERS) continue;
+        const int place = (tile.group * GROUP_FILTERS + filter) / 32;
+        static_cast<Word*>(finishing.out)[Size{pixel} * OUT_WORDS + place] = bits;
       }
     }
   }
+}
+
+// Finishes and keeps what a warp's lanes hold, filter by filter.
+DEVICE void keep_products(const Products& products, const Tile& tile, const Finishing& finishing) {
+  Word words[ROWS][2][COLUMNS / 4] = {};
+#pragma unroll
+  for (int column = 0; column < COLUMNS; ++column) {
+    const Pair pair(tile, column);
+    if (!pair.first) continue;
+    const FilterNumbers first(pair.channel, finishing), second(pair.other(), finishing);
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int pixel = tile.first_pixel + held_pixel(tile, row, half);
+        if (pixel >= tile.pixels) continue;
+        const float* product = products[row][column] + half * 2;
+        const float2 residuals = residuals_of(pair, pixel, finishing);
+        const float2 y{finished(product[0], residuals.x, first),
+                       finished(product[1], residuals.y, second)};
+        if (KEPT != kB1) {
+          keep_pair(y, pair, pixel, finishing);
+          continue;
+        }
+        const Word bits = Word{is_positive(y.x, first)} |
+                          Word{pair.second && is_positive(y.y, second)} << 1;
+        words[row][half][column / 4] |= bits << (column % 4 * 8 + lane_number() % 4 * 2);
+      }
+    }
+  }
+  if (KEPT == kB1) keep_words(words, tile, finishing);
 }
 
 KERNEL(THREADS) tensor_product(const Word* x, const Word* weights, const int* tap_sums,
@@ -321,7 +395,7 @@ KERNEL(THREADS) tensor_product(const Word* x, const Word* weights, const int* ta
         begin_stage(stages + next % STAGES * STAGE_SIZE, next, x, weights, windows, tile);
       }
       end_copy_group();
-      add_stage(sums, stages + i % STAGES * STAGE_SIZE, tile);
+      add_stage(sums, stages + i % STAGES * STAGE_SIZE, i, tile);
     }
     if (SUM_WARPS > 1) join_sums(sums, exchange, tile);
     if (tile.sum_warp == 0) {
