@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.kernels import cuda
 from models.kernels.product_shape import Epilogue, Levels, Pair, ProductTensors
-from models.kernels.triton import borders, configurations, operators, word_order
+from models.kernels.triton import borders, operators, tuning, word_order
 from models.kernels.triton.images import launch_images
 from models.runtime.gpu_execution import Launch, PreparedProduct
 from models.runtime.gpu_program import ProductStep
@@ -26,7 +26,7 @@ class GpuKernels:
         """Bring the weights of ``step`` to ``device``, in its kernels' order."""
         if step.finish.epilogue.read == "b1":
             return _SignProduct(step, device)
-        return _NumberProduct(step, device)
+        return _NumberProduct(step, device, autotune=self._autotune)
 
     def images(self, images: Tensor, out: Tensor, levels: Levels | None) -> None:
         launch_images(images, out, levels)
@@ -60,7 +60,8 @@ class _Product:
 class _NumberProduct(_Product):
     """A product of numbers or levels, in Triton."""
 
-    def __init__(self, step: ProductStep, device: torch.device) -> None:
+    def __init__(self, step: ProductStep, device: torch.device, *, autotune: bool) -> None:
+        self._autotune = autotune
         epilogue = step.finish.epilogue
         zero = None if epilogue.read_levels is None else epilogue.read_levels.zero
         tensors = step.finish.on(device).tensors
@@ -77,7 +78,7 @@ class _NumberProduct(_Product):
     def bind(self, x: Tensor, residual: Tensor | None, out: Tensor) -> Launch:
         tensors = replace(self._tensors, residual=residual)
         arguments = (x, self._words, tensors, self._shape, self._epilogue, out)
-        config = configurations.heuristic(self._shape, self._epilogue, len(x), _capability(x))
+        config = tuning.choose(*arguments, measure=self._autotune)
         return lambda: operators.launch_product(*arguments, config)
 
 
@@ -99,8 +100,3 @@ class _SignProduct(_Product):
             self._shape, len(x), (device.major, device.minor), device.multi_processor_count
         )
         return lambda: cuda.launch_product(*arguments, config)
-
-
-def _capability(x: Tensor) -> tuple[int, int]:
-    """Return that of the device of ``x``; the interpreter takes the kernels of any."""
-    return torch.cuda.get_device_capability(x.device) if x.is_cuda else configurations.HOPPER
