@@ -16,14 +16,14 @@ import triton.language as tl
 from torch import Tensor
 
 from models.kernels.product_shape import Levels
-from models.kernels.triton.finishing import finish
+from models.kernels.triton.finishing import quantized
 from models.kernels.triton.launching import blocks, launch
 from models.kernels.triton.product_launch import level_numbers
 
 _NUMBERS: Final = 4096  # of a program
 _MOST_CHANNELS: Final = 32
 
-_KINDS: Final = {torch.float16: "f16", torch.float32: "f32", torch.int8: "i8"}
+_DTYPES: Final = (torch.float16, torch.float32, torch.int8)
 
 
 def launch_images(images: Tensor, out: Tensor, levels: Levels | None) -> None:
@@ -40,7 +40,7 @@ def launch_images(images: Tensor, out: Tensor, levels: Levels | None) -> None:
         raise ValueError("images must be float32, contiguous")
     if out.shape != (count, height, width, channels) or not out.is_contiguous():
         raise ValueError("out must hold the images' numbers, channels last, contiguous")
-    if out.dtype not in _KINDS or (out.dtype == torch.int8) != (levels is not None):
+    if out.dtype not in _DTYPES or (out.dtype == torch.int8) != (levels is not None):
         raise ValueError("out must be float16, float32, or int8 with levels")
     if images.numel():
         low, step = (0.0, 1.0) if levels is None else level_numbers(levels)
@@ -62,7 +62,6 @@ def _channels_last(images: Tensor, out: Tensor, low: float, step: float, bits: i
         height * width,
         low,
         step,
-        KEPT=_KINDS[out.dtype],
         KEPT_BITS=bits,
         CHANNEL_BLOCK=block,
         PIXEL_BLOCK=_NUMBERS // block,
@@ -83,7 +82,6 @@ def channels_last(
     map_pixels,
     low,
     step,
-    KEPT: tl.constexpr,
     KEPT_BITS: tl.constexpr,
     CHANNEL_BLOCK: tl.constexpr,
     PIXEL_BLOCK: tl.constexpr,
@@ -95,7 +93,7 @@ def channels_last(
     first = (pixel // map_pixels).to(tl.int64) * channels * map_pixels + pixel % map_pixels
     at = first[:, None] + channel[None, :] * map_pixels
     y = tl.load(images + at, mask=inside, other=0.0)
-    finish(
-        y, pixel, channel, inside, out, None, None, None, None, 1.0, 0.0, 0.0, low, step, channels,
-        "f32", KEPT, KEPT_BITS, False, False, "", False, PIXEL_BLOCK, CHANNEL_BLOCK,
-    )  # fmt: skip
+    if KEPT_BITS > 0:
+        level = quantized(y, low, step, KEPT_BITS)
+        y = (level.to(tl.int32) - 128).to(tl.int8)
+    tl.store(out + pixel.to(tl.int64)[:, None] * channels + channel[None, :], y, mask=inside)
