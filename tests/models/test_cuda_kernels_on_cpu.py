@@ -131,9 +131,7 @@ def build(tmp_path_factory):
 
 def compiled(folder, name, configuration, number):
     target = folder / f"{name}-{number}.so"
-    defined = [f'KERNEL_FILE="{name}.cu"', f"RUNS_{name.upper()}"]
-    if name != "pack_signs":
-        defined.append("FINISHES")
+    defined = [f"RUNS_{name.upper()}"]
     if isinstance(configuration, Tiles):
         defined += [f"{key.upper()}={value}" for key, value in asdict(configuration).items()]
     subprocess.run(

@@ -1,5 +1,6 @@
 """The operators for signs: what they tell a tracer and refuse, and on a GPU, what they compute."""
 
+import math
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from models.kernels.cuda import candidates, heuristic, launch_pack, launch_product, tap_sums
-from models.kernels.cuda.configurations import NARROW, WIDE, Popcount
+from models.kernels.cuda import (
+    candidates,
+    choose,
+    heuristic,
+    launch_pack,
+    launch_product,
+    tap_sums,
+    tuning,
+)
+from models.kernels.cuda.configurations import MIDDLE, NARROW, WIDE, Popcount
 from models.kernels.product_shape import Epilogue, ProductShape, ProductTensors
 
 made = runpy.run_path(str(Path(__file__).with_name("sign_products.py")))
@@ -80,6 +89,33 @@ def test_packing_is_traced_and_refuses_what_does_not_fit():
     ):
         with pytest.raises(ValueError):
             launch_pack(*wrong)
+
+
+def test_the_fastest_configuration_is_chosen(monkeypatch):
+    class Device:
+        major, minor, multi_processor_count = 9, 0, 132
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Device)
+    launched = []
+    monkeypatch.setattr(tuning, "launch_product", lambda *passed: launched.append(passed[-1]))
+    given = {name: value for name, value in arguments().items() if name != "config"}
+
+    def taking(*seconds):
+        def measure(launches):
+            for launch in launches:
+                launch()
+            return seconds
+
+        return measure
+
+    assert choose(**given, seconds=taking(3.0, 1.0, 2.0)) == MIDDLE
+    assert launched == [WIDE, MIDDLE, NARROW]
+    assert choose(**given, seconds=taking(math.inf, math.inf, 5.0)) == NARROW
+    rule = heuristic(SHAPE, 3, (9, 0), 132)
+    assert choose(**given, seconds=taking(*[math.inf] * 3)) == rule
+    assert choose(**given, seconds=None) == rule
+    odd = given | {"shape": replace(SHAPE, groups=2)}
+    assert choose(**odd, seconds=taking()) == Popcount()  # there is no other
 
 
 def test_operators_say_what_they_write_to():

@@ -2,9 +2,9 @@
 //
 // The threads of a block are contexts of one thread of the processor. Each runs until it needs the
 // others of its warp or block; which warp goes on then is drawn at random, so that a barrier that
-// is missing is noticed. What warps do together is computed from the values of all lanes, as the PTX
-// manual lays them out in fragments. Shared memory begins as noise. An asynchronous copy is made
-// as late as it may be, when somebody waits for it, or else at once, as the run is told.
+// is missing is noticed. What warps do together is computed from the values of all lanes, whose
+// places in a matrix the PTX manual names. Shared memory begins as noise. An asynchronous copy is
+// made as late as it may be, when somebody waits for it, or else at once, as the run is told.
 #pragma once
 #include <ucontext.h>
 

@@ -1,8 +1,8 @@
 // One of the CUDA kernels as a function of the C language. What a kernel is compiled with on a
 // device are variables here, but for how it divides the work: so one build serves every layer.
 //
-// Built with -DKERNEL_FILE="tensor_product.cu" or another, and with the constants in capitals of
-// models/kernels/cuda/configurations.py where that file needs them.
+// Built with -DRUNS_TENSOR_PRODUCT and the constants in capitals of configurations.py, or with
+// -DRUNS_POPCOUNT_PRODUCT, or with -DRUNS_PACK_SIGNS.
 #include "device_on_cpu.h"
 
 #define CONSTANTS(EACH)                                                                           \
@@ -23,10 +23,18 @@ namespace {
 CONSTANTS(AS_INT)
 REAL_CONSTANTS(AS_FLOAT)
 
-#if defined(FINISHES)
+#if !defined(RUNS_PACK_SIGNS)
 #include "finishing.cu"
 #endif
-#include KERNEL_FILE
+#if defined(RUNS_TENSOR_PRODUCT)
+#include "tensor_counting.cu"
+#include "tensor_finishing.cu"
+#include "tensor_product.cu"
+#elif defined(RUNS_POPCOUNT_PRODUCT)
+#include "popcount_product.cu"
+#else
+#include "pack_signs.cu"
+#endif
 
 struct Grid {
   int across, down, deep;

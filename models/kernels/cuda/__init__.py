@@ -12,6 +12,7 @@ from models.kernels.cuda.configurations import (
     heuristic,
 )
 from models.kernels.cuda.operators import launch_pack, launch_product
+from models.kernels.cuda.tuning import choose
 from models.kernels.cuda.weight_sums import tap_sums
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Popcount",
     "Tiles",
     "candidates",
+    "choose",
     "heuristic",
     "launch_pack",
     "launch_product",

@@ -26,7 +26,13 @@ from store.errors import Unavailable
 # The files that a kernel's program is made of, by the kernel's name.
 PROGRAMS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
-        "tensor_product": ("device.cu", "finishing.cu", "tensor_product.cu"),
+        "tensor_product": (
+            "device.cu",
+            "finishing.cu",
+            "tensor_counting.cu",
+            "tensor_finishing.cu",
+            "tensor_product.cu",
+        ),
         "popcount_product": ("device.cu", "finishing.cu", "popcount_product.cu"),
         "pack_signs": ("device.cu", "pack_signs.cu"),
     }

@@ -8,6 +8,7 @@ import ctypes
 import json
 from dataclasses import asdict
 from functools import cache
+from math import prod
 from typing import Final
 
 import torch
@@ -36,6 +37,9 @@ _DTYPES: Final[dict[ValueKind, torch.dtype]] = {
 # Of a block that packs signs: those of the constants in pack_signs.cu.
 _PACK_THREADS: Final = 256
 _PACK_BLOCK_WORDS: Final = 32
+
+# Kernels number pixels with 32 bits.
+_MOST_PIXELS: Final = 2**31 - 1
 
 # Copies to shared memory take so many bytes at once.
 _ALIGNMENT: Final = 16
@@ -113,8 +117,7 @@ def conv_bits_b1(
     config = _decoded(configuration)
     if len(x) == 0:
         return
-    rows, columns = shape.out_hw
-    pixels = len(x) * rows * columns
+    pixels = len(x) * prod(shape.out_hw)
     sums = (tap_sums,) if isinstance(config, Tiles) else ()
     enqueue(
         "tensor_product" if isinstance(config, Tiles) else "popcount_product",
@@ -180,6 +183,8 @@ def _check_product(
     in_words = kept_channels(shape.in_channels, "b1")
     sums_shape = (bases, shape.kernel[0] + 1, shape.kernel[1] + 1, filters)
     _check("x", x, torch.int32, (images, *shape.in_hw, in_words))
+    if images * max(prod(shape.in_hw), prod(shape.out_hw)) > _MOST_PIXELS:
+        raise ValueError("so many pixels cannot be numbered")
     _check("words", words, torch.int32, shape.words_shape)
     _check("tap_sums", tap_sums, torch.int32, sums_shape)
     prelu = epilogue.activation is not None and epilogue.activation.kind == "prelu"
