@@ -133,6 +133,8 @@ class Epilogue:
     ``read_levels``: the quantizer of what is read, exactly where that is ``i8``; that of a product
     has a zero.
     ``kept_levels``: that of the result, exactly where that is kept as ``i8``.
+    ``also_levels``: a quantizer whose levels are kept besides a result that is kept as a real
+    number, for the products that read both.
     ``residual``: how what is added is kept, or None where nothing is.
     ``threshold``: whether a result kept as ``b1`` is +1 where
     ``threshold[0] * y >= threshold[1]``, rather than where ``y >= 0``.
@@ -145,6 +147,7 @@ class Epilogue:
     kept: ValueKind
     read_levels: Levels | None = None
     kept_levels: Levels | None = None
+    also_levels: Levels | None = None
     base_scale: bool = False
     affine: bool = False
     residual: Literal["f16", "f32"] | None = None
@@ -155,6 +158,8 @@ class Epilogue:
         for kind, levels in ((self.read, self.read_levels), (self.kept, self.kept_levels)):
             if kind not in get_args(ValueKind) or (kind == "i8") != (levels is not None):
                 raise ValueError("there are levels exactly where a value is kept as i8")
+        if self.also_levels is not None and self.kept not in ("f16", "f32"):
+            raise ValueError("levels are kept besides real numbers only")
         if self.threshold and self.kept != "b1":
             raise ValueError("only a result that is kept as bits has a threshold")
 
@@ -169,6 +174,7 @@ class ProductTensors:
     ``slope``: float32 ``(filters,)`` of a prelu.
     ``threshold``: float32 ``(2, filters)``.
     ``residual``: of the result's shape, float16 or float32 as the epilogue says.
+    ``also``: int8, of the result's shape: where the levels go that are kept besides; in Triton.
     ``offsets``, ``places``: what `models.kernels.triton.borders.border_sums` gives, where that is
     not None; of products in Triton alone.
     ``tap_sums``: what `models.kernels.cuda.tap_sums` gives, of products that read ``b1`` alone.
@@ -179,6 +185,7 @@ class ProductTensors:
     slope: Tensor | None = None
     threshold: Tensor | None = None
     residual: Tensor | None = None
+    also: Tensor | None = None
     offsets: Tensor | None = None
     places: Tensor | None = None
     tap_sums: Tensor | None = None
@@ -203,6 +210,11 @@ def decoded(text: str) -> tuple[ProductShape, Epilogue]:
 
 
 def _epilogue(members: dict[str, Any]) -> Epilogue:
-    kinds = {"read_levels": Levels, "kept_levels": Levels, "activation": Activation}
+    kinds = {
+        "read_levels": Levels,
+        "kept_levels": Levels,
+        "also_levels": Levels,
+        "activation": Activation,
+    }
     made = {name: kind(**members[name]) for name, kind in kinds.items() if members[name]}
     return Epilogue(**members | made)

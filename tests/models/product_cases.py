@@ -32,6 +32,7 @@ class Case:
     tensors: ProductTensors
     expected: torch.Tensor
     tolerance: torch.Tensor  # of each number
+    also: torch.Tensor | None = None  # the levels that were kept besides, after a run
 
 
 def random_case(shape: ProductShape, epilogue: Epilogue, images: int, seed: int) -> Case:
@@ -69,6 +70,8 @@ def run_case(case, config, device="cpu"):
         for name, tensor in vars(case.tensors).items()
     }
     out = memory[:length].view(sizes)
+    if case.epilogue.also_levels is not None:
+        given["also"] = torch.full(sizes, POISON["i8"], dtype=torch.int8, device=device)
     launch_product(
         case.x.to(device),
         case.words.to(device),
@@ -82,25 +85,33 @@ def run_case(case, config, device="cpu"):
     assert torch.equal(
         guard.nan_to_num(3), torch.full((GUARD,), POISON[kind], dtype=guard.dtype).nan_to_num(3)
     )
+    if given["also"] is not None:
+        case.also = given["also"].cpu()
     return out.cpu()
 
 
 def check_case(case, out):
     """Compare with what is expected, each kind of result in its way."""
     expected, tolerance, kind = case.expected, case.tolerance, case.epilogue.kept
+    if case.epilogue.also_levels is not None:
+        _check_levels(case, case.also, case.epilogue.also_levels)
     if kind == "f32":
         assert bool(((out - expected).abs() <= tolerance).all())
     elif kind == "f16":
         rounding = 2.0**-11 * expected.abs() + 2.0**-24
         assert bool(((out.float() - expected).abs() <= tolerance + rounding).all())
     elif kind == "i8":
-        low, high = (_levels(case, expected + way * tolerance) for way in (-1, 1))
-        assert bool(((low <= out) & (out <= high)).all())
+        _check_levels(case, out, case.epilogue.kept_levels)
     else:
         found = _unpacked(out, case.shape.filters)
         one_way, other = (_signs(case, expected + way * tolerance) for way in (-1, 1))
         assert bool(((found == one_way) | (found == other)).all())
         assert torch.equal(torch.from_numpy(bits.pack_words(found.numpy(), 32)), out)
+
+
+def _check_levels(case, found, levels):
+    low, high = (_levels(levels, case.expected + way * case.tolerance) for way in (-1, 1))
+    assert bool(((low <= found) & (found <= high)).all())
 
 
 def _input(shape, epilogue, images, random):
@@ -182,8 +193,7 @@ def _activated(activation, y, greatest, slope):
     return torch.where(y >= 0, y, wide * y), greatest * wide.abs().clamp(min=1)
 
 
-def _levels(case, y):
-    levels = case.epilogue.kept_levels
+def _levels(levels, y):
     q = level_numbers(y, levels.bits, torch.tensor(levels.low), torch.tensor(levels.step))
     return (q - 128).to(torch.int8)
 

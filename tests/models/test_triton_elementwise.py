@@ -1,6 +1,7 @@
 """What follows a product on its own, and pooling, in Triton's interpreter against plain torch."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def numbers(kind, channels, seed=3):
         Epilogue("f32", "f16", residual="f16", activation=Activation("relu")),
         Epilogue("f32", "i8", kept_levels=LEVELS, activation=Activation("hardtanh", -1.0, 1.5)),
         Epilogue("f32", "i8", kept_levels=BIT, affine=True),
+        Epilogue("f32", "f32", also_levels=LEVELS, residual="f32"),
         Epilogue("i8", "f32", LEVELS),
         Epilogue("i8", "i8", LEVELS, LEVELS, affine=True),
         Epilogue("f16", "b1"),
@@ -52,11 +54,17 @@ def test_numbers_are_finished_to_the_bit(epilogue, channels):
         else None,
         residual=numbers(epilogue.residual, channels, seed=4) if epilogue.residual else None,
     )
+    if epilogue.also_levels is not None:
+        tensors = replace(tensors, also=torch.full((2, 3, 5, channels), 77, dtype=torch.int8))
     shape = ProductShape(channels, channels, in_hw=(3, 5)).out_shape(2, epilogue.kept)
     out, expected = (torch.full(shape, 77, dtype=DTYPES[epilogue.kept]) for _ in range(2))
     operators.launch_elementwise(x, tensors, channels, epilogue, out)
     PLAIN.elementwise(x, tensors, channels, epilogue, expected)
     assert torch.equal(out, expected)
+    if epilogue.also_levels is not None:
+        levels = replace(epilogue, kept="i8", kept_levels=LEVELS, also_levels=None)
+        PLAIN.elementwise(x, tensors, channels, levels, expected)
+        assert torch.equal(tensors.also.float(), expected)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +99,7 @@ def test_operators_are_well_formed():
     x, out = numbers("f32", 4), torch.empty(2, 3, 5, 4)
     text = operators.encoded(ProductShape(4, 4), Epilogue("f32", "f32", affine=True))
     torch.library.opcheck(
-        operators._finish_numbers, (x, out, torch.randn(2, 4), None, None, None, text)
+        operators._finish_numbers, (x, out, torch.randn(2, 4), None, None, None, None, text)
     )
     pooled = torch.empty(2, 1, 2, 4)
     torch.library.opcheck(operators._pool, (x, pooled, False, [2, 2], [2, 2], [0, 0]))

@@ -89,6 +89,7 @@ def test_product_and_all_that_follows(shape, config, read):
         {"kept": "f16"},
         {"kept": "f16", "activation": Activation("prelu"), "residual": "f16"},
         {"kept": "f32", "activation": Activation("hardtanh", -0.5, 0.75)},
+        {"kept": "f32", "also_levels": KEPT, "activation": RELU, "residual": "f32"},
         {"kept": "i8", "kept_levels": KEPT, "affine": True},
         {"kept": "i8", "kept_levels": BIT, "affine": True},
         {"kept": "b1", "affine": True},
@@ -223,6 +224,8 @@ def test_places_of_a_border_are_few():
 
 def test_descriptions_survive_their_text():
     epilogue = Epilogue("i8", "i8", BYTES, NIBBLES, activation=Activation("hardtanh", -1.0, 2.0))
+    both = Epilogue("f16", "f32", also_levels=BYTES)
+    assert decoded(encoded(CONVOLUTION, both)) == (CONVOLUTION, both)
     assert decoded(encoded(CONVOLUTION, epilogue)) == (CONVOLUTION, epilogue)
 
 
@@ -232,6 +235,7 @@ def test_descriptions_that_contradict_themselves():
         lambda: ProductShape(5, 6, (3, 3), in_hw=(2, 2)),
         lambda: Epilogue("i8", "f32"),
         lambda: Epilogue("f16", "f32", BYTES),
+        lambda: Epilogue("f16", "b1", also_levels=BYTES),
         lambda: Epilogue("f16", "f32", threshold=True),
     ):
         with pytest.raises(ValueError):

@@ -25,6 +25,7 @@ def direct_product(
     slope,
     threshold,
     residual,
+    also,
     offsets,
     places,
     pixels,
@@ -38,6 +39,8 @@ def direct_product(
     upper,
     kept_low,
     kept_step,
+    also_low,
+    also_step,
     CHANNELS: tl.constexpr,
     FILTERS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -53,6 +56,7 @@ def direct_product(
     READ: tl.constexpr,
     KEPT: tl.constexpr,
     KEPT_BITS: tl.constexpr,
+    ALSO_BITS: tl.constexpr,
     BASE_SCALE: tl.constexpr,
     AFFINE: tl.constexpr,
     RESIDUAL: tl.constexpr,
@@ -108,5 +112,5 @@ def direct_product(
     finish(
         total, pixel, filters, inside, out, affine, slope, threshold, residual, read_step,
         lower, upper, kept_low, kept_step, FILTERS, READ, KEPT, KEPT_BITS, AFFINE, RESIDUAL,
-        ACTIVATION, THRESHOLD, PIXEL_BLOCK, FILTER_BLOCK,
+        ACTIVATION, THRESHOLD, PIXEL_BLOCK, FILTER_BLOCK, also, also_low, also_step, ALSO_BITS,
     )  # fmt: skip

@@ -34,11 +34,13 @@ def run_elementwise(
         tensors.slope,
         tensors.threshold,
         tensors.residual,
+        tensors.also,
         channels,
         pixels,
         *((0.0, 1.0) if levels is None else (levels.low, levels.step)),
         *((0.0, 0.0) if activation is None else (activation.low, activation.high)),
         *level_numbers(epilogue.kept_levels),
+        *level_numbers(epilogue.also_levels),
         **epilogue_constants(epilogue),
         CHANNEL_BLOCK=block,
         PIXEL_BLOCK=_NUMBERS // block,
@@ -87,6 +89,7 @@ def finish_numbers(
     slope,
     threshold,
     residual,
+    also,
     channels,
     pixels,
     read_low,
@@ -95,9 +98,12 @@ def finish_numbers(
     upper,
     kept_low,
     kept_step,
+    also_low,
+    also_step,
     READ: tl.constexpr,
     KEPT: tl.constexpr,
     KEPT_BITS: tl.constexpr,
+    ALSO_BITS: tl.constexpr,
     AFFINE: tl.constexpr,
     RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -117,7 +123,7 @@ def finish_numbers(
     finish(
         y, pixel, channel, inside, out, affine, slope, threshold, residual, 1.0, lower, upper,
         kept_low, kept_step, channels, "f32", KEPT, KEPT_BITS, AFFINE, RESIDUAL, ACTIVATION,
-        THRESHOLD, PIXEL_BLOCK, CHANNEL_BLOCK,
+        THRESHOLD, PIXEL_BLOCK, CHANNEL_BLOCK, also, also_low, also_step, ALSO_BITS,
     )  # fmt: skip
 
 

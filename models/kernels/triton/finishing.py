@@ -37,11 +37,15 @@ def finish(
     THRESHOLD: tl.constexpr,
     PIXEL_BLOCK: tl.constexpr,
     FILTER_BLOCK: tl.constexpr,
+    also=None,
+    also_low=0.0,
+    also_step=1.0,
+    ALSO_BITS: tl.constexpr = 0,
 ):
     """Keep ``product``, float32 ``(PIXEL_BLOCK, FILTER_BLOCK)``, where ``inside`` says.
 
     ``pixel`` and ``filter`` number the tile's rows and columns in the result, whose rows have
-    ``filters`` numbers.
+    ``filters`` numbers. With ``ALSO_BITS`` its levels go to ``also`` besides.
     """
     here = filter < filters
     y = product
@@ -56,6 +60,9 @@ def finish(
     if RESIDUAL:
         y = y + tl.load(residual + numbers, mask=inside, other=0.0).to(tl.float32)
     y = activate(y, filter, filters, slope, lower, upper, ACTIVATION)
+    if ALSO_BITS > 0:
+        level = quantized(y, also_low, also_step, ALSO_BITS)
+        tl.store(also + numbers, (level.to(tl.int32) - 128).to(tl.int8), mask=inside)
     if KEPT == "b1":
         if THRESHOLD:
             sense = tl.load(threshold + filter, mask=here, other=0.0)

@@ -68,6 +68,7 @@ def launch_product(
             tensors.slope,
             tensors.threshold,
             tensors.residual,
+            tensors.also,
             tensors.offsets,
             tensors.places,
             _encoded(shape, epilogue),
@@ -92,6 +93,7 @@ def launch_elementwise(
             tensors.slope,
             tensors.threshold,
             tensors.residual,
+            tensors.also,
             _encoded(ProductShape(channels, channels), epilogue),
         )
 
@@ -117,18 +119,21 @@ def _product(
     slope: Tensor | None,
     threshold: Tensor | None,
     residual: Tensor | None,
+    also: Tensor | None,
     offsets: Tensor | None,
     places: Tensor | None,
     product: str,
     config: str,
 ) -> None:
     shape, epilogue = decoded(product)
-    tensors = ProductTensors(base_scale, affine, slope, threshold, residual, offsets, places)
+    tensors = ProductTensors(base_scale, affine, slope, threshold, residual, also, offsets, places)
     run_product(x, words, tensors, shape, epilogue, out, _unpacked(config))
 
 
 def _operator(read: ValueKind) -> Callable[..., None]:
-    made = torch.library.custom_op(f"bitpress::conv_bits_{read}", _product, mutates_args=("out",))
+    made = torch.library.custom_op(
+        f"bitpress::conv_bits_{read}", _product, mutates_args=("out", "also")
+    )
     made.register_fake(lambda *arguments: None)  # it makes no tensor
     return made
 
@@ -136,7 +141,7 @@ def _operator(read: ValueKind) -> Callable[..., None]:
 _OPERATORS: Final = {read: _operator(read) for read in ("f16", "f32", "i8")}
 
 
-@torch.library.custom_op("bitpress::finish_numbers", mutates_args=("out",))
+@torch.library.custom_op("bitpress::finish_numbers", mutates_args=("out", "also"))
 def _finish_numbers(
     x: Tensor,
     out: Tensor,
@@ -144,10 +149,11 @@ def _finish_numbers(
     slope: Tensor | None,
     threshold: Tensor | None,
     residual: Tensor | None,
+    also: Tensor | None,
     product: str,
 ) -> None:
     shape, epilogue = decoded(product)
-    tensors = ProductTensors(affine=affine, slope=slope, threshold=threshold, residual=residual)
+    tensors = ProductTensors(None, affine, slope, threshold, residual, also)
     run_elementwise(x, tensors, shape.filters, epilogue, out)
 
 
@@ -222,13 +228,15 @@ def _wanted(
     filters = shape.filters
     prelu = epilogue.activation is not None and epilogue.activation.kind == "prelu"
     residual = None if epilogue.residual is None else KINDS[epilogue.residual]
-    scales = (shape.bases, filters)
+    also = None if epilogue.also_levels is None else torch.int8
+    scales, kept = (shape.bases, filters), shape.out_shape(images, "f32")
     return {
         "base_scale": (tensors.base_scale, number(epilogue.base_scale), scales),
         "affine": (tensors.affine, number(epilogue.affine), (2, filters)),
         "slope": (tensors.slope, number(prelu), (filters,)),
         "threshold": (tensors.threshold, number(epilogue.threshold), (2, filters)),
-        "residual": (tensors.residual, residual, shape.out_shape(images, "f32")),
+        "residual": (tensors.residual, residual, kept),
+        "also": (tensors.also, also, kept),
     }
 
 

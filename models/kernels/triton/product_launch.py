@@ -173,7 +173,7 @@ def _launch_direct(
 def _tensors(tensors: ProductTensors) -> tuple[Tensor | None, ...]:
     return (
         tensors.base_scale, tensors.affine, tensors.slope, tensors.threshold, tensors.residual,
-        tensors.offsets, tensors.places,
+        tensors.also, tensors.offsets, tensors.places,
     )  # fmt: skip
 
 
@@ -186,6 +186,7 @@ def _numbers(tensors: ProductTensors, epilogue: Epilogue) -> tuple[int | float, 
         1.0 if epilogue.read_levels is None else epilogue.read_levels.step,
         *bounds,
         *level_numbers(epilogue.kept_levels),
+        *level_numbers(epilogue.also_levels),
     )
 
 
@@ -229,6 +230,7 @@ def epilogue_constants(epilogue: Epilogue) -> dict[str, Any]:
         "READ": epilogue.read,
         "KEPT": epilogue.kept,
         "KEPT_BITS": 0 if epilogue.kept_levels is None else epilogue.kept_levels.bits,
+        "ALSO_BITS": 0 if epilogue.also_levels is None else epilogue.also_levels.bits,
         "AFFINE": epilogue.affine,
         "RESIDUAL": epilogue.residual is not None,
         "ACTIVATION": "" if epilogue.activation is None else epilogue.activation.kind,

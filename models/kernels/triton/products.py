@@ -37,6 +37,7 @@ def product(
     slope,
     threshold,
     residual,
+    also,
     offsets,
     places,
     group_units,
@@ -62,11 +63,14 @@ def product(
     upper,
     kept_low,
     kept_step,
+    also_low,
+    also_step,
     UNIT: tl.constexpr,
     BASES: tl.constexpr,
     READ: tl.constexpr,
     KEPT: tl.constexpr,
     KEPT_BITS: tl.constexpr,
+    ALSO_BITS: tl.constexpr,
     BASE_SCALE: tl.constexpr,
     AFFINE: tl.constexpr,
     RESIDUAL: tl.constexpr,
@@ -180,7 +184,7 @@ def product(
         finish(
             total, pixel, filter, inside, out, affine, slope, threshold, residual, read_step,
             lower, upper, kept_low, kept_step, filters, READ, KEPT, KEPT_BITS, AFFINE, RESIDUAL,
-            ACTIVATION, THRESHOLD, PIXEL_BLOCK, FILTER_BLOCK,
+            ACTIVATION, THRESHOLD, PIXEL_BLOCK, FILTER_BLOCK, also, also_low, also_step, ALSO_BITS,
         )  # fmt: skip
 
 
@@ -226,6 +230,7 @@ def add_splits(
     slope,
     threshold,
     residual,
+    also,
     offsets,
     places,
     filters,
@@ -238,10 +243,13 @@ def add_splits(
     upper,
     kept_low,
     kept_step,
+    also_low,
+    also_step,
     BASES: tl.constexpr,
     READ: tl.constexpr,
     KEPT: tl.constexpr,
     KEPT_BITS: tl.constexpr,
+    ALSO_BITS: tl.constexpr,
     BASE_SCALE: tl.constexpr,
     AFFINE: tl.constexpr,
     RESIDUAL: tl.constexpr,
@@ -275,5 +283,5 @@ def add_splits(
     finish(
         total, pixel, filter, inside, out, affine, slope, threshold, residual, read_step,
         lower, upper, kept_low, kept_step, filters, READ, KEPT, KEPT_BITS, AFFINE, RESIDUAL,
-        ACTIVATION, THRESHOLD, PIXEL_BLOCK, FILTER_BLOCK,
+        ACTIVATION, THRESHOLD, PIXEL_BLOCK, FILTER_BLOCK, also, also_low, also_step, ALSO_BITS,
     )  # fmt: skip

@@ -17,7 +17,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
@@ -61,9 +61,7 @@ def choose(
         return candidates(shape, epilogue, len(x))[0]
     possible = candidates(shape, epilogue, len(x), torch.cuda.get_device_capability(x.device))
     # What is done with the sums takes the same time in every configuration.
-    plain = replace(
-        epilogue, residual=None, activation=None, base_scale=False, affine=False, threshold=False
-    )
+    plain = Epilogue(epilogue.read, epilogue.kept, epilogue.read_levels, epilogue.kept_levels)
     given = ProductTensors(offsets=tensors.offsets, places=tensors.places)
 
     run = partial(launch_product, x, words, given, shape, plain, out)
@@ -138,7 +136,8 @@ def _captured(launch: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         return None
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads may go on with what a recording of the whole process would not stand.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         for _ in range(_REPEATS):
             launch()
     graph.replay()
