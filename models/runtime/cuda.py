@@ -61,6 +61,7 @@ class CudaRuntime:
         from models.runtime.gpu_kernels import GpuKernels  # needs Triton
 
         self._device = _with_index(device)
+        self._dispatch = dispatch(self._device)
         self._input_shape = artifact.plan.input_shape
         self._output_shape = artifact.plan.output_shape
         program = gpu_program(compile_plan(artifact.plan, artifact.tensors))
@@ -157,7 +158,7 @@ class CudaRuntime:
         def fetch() -> None:
             answers.copy_(self._written[:count])
 
-        dispatch(self._device).run(compute, fetch)
+        self._dispatch.run(compute, fetch)
 
     def _known_size(self, images: int) -> int:
         if images not in self.batch_sizes:

@@ -1,10 +1,14 @@
 """The one thread of a process that gives a GPU its work, on one stream."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Final
 
 import torch
+
+_making: Final = threading.Lock()
 
 
 class GpuDispatch:
@@ -31,7 +35,12 @@ class GpuDispatch:
             then()
 
 
-@cache
 def dispatch(device: torch.device) -> GpuDispatch:
     """Return the one of ``device``, which has an index."""
+    with _making:
+        return _dispatch(device)
+
+
+@cache
+def _dispatch(device: torch.device) -> GpuDispatch:
     return GpuDispatch(device)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models.runtime import Runtime, cuda
+from models.runtime import Runtime
 from models.runtime.compilation import compile_plan
 from models.runtime.cuda import CudaRuntime
 from models.runtime.cuda_graphs import sizes_up_to
@@ -74,7 +74,7 @@ class Rehearsal:
 
 
 @pytest.fixture
-def rehearsed(rounded_artifact, monkeypatch):
+def rehearsed(rounded_artifact):
     """A runtime whose graphs are plain torch on the processor, for batches of up to 4 images."""
     plan = rounded_artifact.plan
     program = gpu_program(compile_plan(plan, rounded_artifact.tensors))
@@ -85,7 +85,7 @@ def rehearsed(rounded_artifact, monkeypatch):
     runtime._graphs = Rehearsal(runtime._execution, (1, 2, 4))
     runtime._read = torch.full((4, *plan.input_shape), torch.nan)
     runtime._written = torch.full((4, *plan.output_shape), torch.nan)
-    monkeypatch.setattr(cuda, "dispatch", lambda device: runtime._graphs)
+    runtime._dispatch = runtime._graphs
     return runtime
 
 
