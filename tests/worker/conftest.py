@@ -37,6 +37,21 @@ def fake_stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.fixture
+def simulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A GPU for the length of a test, see simulated_gpu.py; ``waits`` has what was asked of it."""
+    import torch
+
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    from simulated_gpu import SimulatedGpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**31))
+    with SimulatedGpu() as simulated:
+        yield simulated
+
+
+@pytest.fixture
 def settings(tmp_path: Path) -> WorkerSettings:
     """A worker's settings with a data directory of its own."""
     from worker.settings import WorkerSettings

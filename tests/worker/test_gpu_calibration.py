@@ -1,13 +1,11 @@
-"""Calibration and evaluation on a GPU: what is where, and what comes of it.
+"""Calibration on a GPU: what is where, and what comes of it.
 
-`SimulatedGpu` stands in for a GPU where there is none: its tensors say that they are on one, are
-computed by the CPU, and meet no tensor of the CPU's. So everything that a GPU would refuse fails
-here too, and the results have to be those of the CPU.
+Where there is no GPU a simulated one shows whether all tensors come to it that have to: see
+tests/worker/simulated_gpu.py.
 """
 
 import copy
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +14,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from models.layers import BinaryConv2d
 from models.preprocessing import InputSpec
@@ -40,107 +36,16 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 INPUT = InputSpec(3, 12, 12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
-# What may read tensors of both: copies, and places to look at.
-_BOTH = {"aten::_to_copy", "aten::copy_", "aten::index", "aten::index_put_"}
-# What makes a CPU wait until a GPU knows.
-_ANSWERS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
 
-
-class OnGpu(Tensor):
-    """A tensor that says it is on the GPU; torch's own code takes it for one without content."""
-
-    content: Tensor
-
-    @staticmethod
-    def __new__(cls, content: Tensor) -> "OnGpu":
-        made: OnGpu = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls,
-            content.shape,
-            strides=content.stride(),
-            storage_offset=content.storage_offset(),
-            dtype=content.dtype,
-            device="meta",
-        )
-        made.content = content
-        return made
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        return GPU
-
-    @classmethod
-    def __torch_dispatch__(cls, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
-        return _computed(function, arguments, keywords or {}, [])
-
-
-class SimulatedGpu(TorchDispatchMode):
-    """While it is entered there is a GPU; ``waits`` has what was asked of it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits: list[str] = []
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
-        return _computed(function, arguments, keywords or {}, self.waits)
-
-
-def _computed(function: Any, arguments: Any, keywords: dict[str, Any], waits: list[str]) -> Any:
-    name = function._schema.name
-    tensors = [one for one in tree_leaves((arguments, keywords)) if isinstance(one, Tensor)]
-    there = [one for one in tensors if isinstance(one, OnGpu)]
-    # torch makes such a tensor of a list of places, which is lost here.
-    assert not any(type(one) is Tensor and one.is_meta for one in tensors), name
-    if there and name not in _BOTH:
-        strangers = [one for one in tensors if not isinstance(one, OnGpu) and one.ndim]
-        assert not strangers, f"{name} meets a tensor of the CPU"
-    asked = keywords.get("device")
-    on_gpu = bool(there) if asked is None else torch.device(asked).type != "cpu"
-    if name == "aten::copy_":
-        on_gpu = isinstance(arguments[0], OnGpu)
-    if name in _ANSWERS or not on_gpu:
-        waits.extend([name] if there else [])
-    arguments, keywords = tree_map(_content, (arguments, keywords))
-    if asked is not None:
-        keywords["device"] = CPU
-    if name == "bitpress::turn_bits":
-        # Of the kernel it is shown elsewhere that it decides like this.
-        made = descent._decide_in_place(*arguments[:7])
-    else:
-        made = function(*arguments, **keywords)
-    if not on_gpu:
-        return made
-    known = {id(one.content): one for one in there}  # what is changed in place stays what it was
-
-    def brought(value: Any) -> Any:
-        return known[id(value)] if id(value) in known else OnGpu(value)
-
-    with torch.inference_mode(False):
-        return tree_map(lambda one: brought(one) if isinstance(one, Tensor) else one, made)
-
-
-def _content(value: Any) -> Any:
-    return value.content if isinstance(value, OnGpu) else value
-
-
-@pytest.fixture
-def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedGpu]:
-    """A GPU, for the length of a test."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**31))
-    with SimulatedGpu() as mode:
-        yield mode
-
-
-def test_the_simulated_gpu_refuses_what_a_gpu_refuses(simulated: SimulatedGpu) -> None:
+def test_the_simulated_gpu_refuses_what_a_gpu_refuses(simulated_gpu: Any) -> None:
     there = torch.ones(2, 3).to(GPU)
     assert there.device == GPU and (there[1:] * 2).device == GPU
     with pytest.raises(AssertionError, match="aten::add meets a tensor of the CPU"):
         there + torch.ones(2, 3)
-    assert not simulated.waits
+    assert not simulated_gpu.waits
     there[0] *= 5
     assert float(there.sum()) == 18.0
-    assert simulated.waits == ["aten::_local_scalar_dense"]
+    assert simulated_gpu.waits == ["aten::_local_scalar_dense"]
     assert type(there.to("cpu")) is Tensor
 
 
@@ -234,16 +139,16 @@ def tensors_of(layer: CalibratedLayer) -> dict[str, Tensor]:
 def test_a_calibration_stays_on_its_device_and_gives_what_the_cpu_gives(
     method: str,
     parameters: dict[str, Any],
-    simulated: SimulatedGpu,
+    simulated_gpu: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected, scales, norms = calibrated(CPU, method, parameters)
     waits, sweep = [], descent._sweep
 
     def watched(*arguments: Any) -> Tensor:
-        before = len(simulated.waits)
+        before = len(simulated_gpu.waits)
         turned = sweep(*arguments)
-        waits.append(simulated.waits[before:])
+        waits.append(simulated_gpu.waits[before:])
         return turned
 
     monkeypatch.setattr(descent, "_sweep", watched)
@@ -382,7 +287,7 @@ def test_calibration_on_a_gpu_without_triton_is_refused(
     assert "BITPRESS_DEVICE=cpu" in (caught.value.remedy or "")
 
 
-def test_a_gpu_keeps_what_a_share_of_its_free_memory_holds(simulated: SimulatedGpu) -> None:
+def test_a_gpu_keeps_what_a_share_of_its_free_memory_holds(simulated_gpu: Any) -> None:
     network = Net().to(GPU)
     frontier = Frontier(replace(IMAGES, device=GPU).batches)
     assert next(frontier.inputs(network, "second")).input.device == GPU

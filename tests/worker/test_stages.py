@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load, save_file
 
 from models import artifact, registry, runtime
+from models.lowering import lower
 from store.datasets import DatasetStore
 from store.errors import (
     BitpressError,
@@ -33,6 +34,7 @@ from worker.networks import input_spec
 from worker.settings import WorkerSettings
 from worker.stage_context import StageContext
 from worker.stages import evaluate as evaluation_stage
+from worker.stages import pack as packing_stage
 from worker.stages.calibrate import calibrate
 from worker.stages.evaluate import evaluate
 from worker.stages.fine_tune import fine_tune
@@ -190,6 +192,46 @@ def test_a_job_measures_what_it_made(settings: WorkerSettings) -> None:
     assert len(answers["images"]) == report["test_images"]
     right = sum(image["label"] == image["class"] for image in answers["images"])
     assert right / len(answers["images"]) == report["accuracy"]["packed"]
+
+
+def test_a_job_computes_where_its_worker_is_to(
+    settings: WorkerSettings, simulated_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lowered(*arguments: Any) -> Any:
+        # torch.export has simulations of its own.
+        with simulated_gpu.away(), monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            return lower(*arguments)
+
+    for stage in (evaluation_stage, packing_stage):
+        monkeypatch.setattr(stage, "lower", lowered)
+    results = {}
+    for device in ("cpu", "cuda"):
+        there = settings.model_copy(update={"device": device, "runtime": "reference"})
+        method = {"name": "bwnh", "sweeps": 1}
+        run = Run(context_of(there, device, method=method, activation_bits=8, max_accuracy_drop=1))
+        report = run.all()
+        assert report["device"] == device
+        assert {layer["device"] for layer in report["layers"]} == {device}
+        results[device] = run, report
+    (on_cpu, expected), (on_gpu, report) = results["cpu"], results["cuda"]
+    origin = artifact.decode(on_gpu.read("artifact")).provenance
+    assert origin["calibration_devices"] == ["cuda"]
+    assert "calibration_devices" not in artifact.decode(on_cpu.read("artifact")).provenance
+    assert report["accuracy"] == expected["accuracy"]
+    for role in ("layer:classifier", "activations"):
+        assert on_gpu.read(role) == on_cpu.read(role)
+    for one, other in zip(report["layers"], expected["layers"], strict=True):
+        assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
+
+
+def test_a_gpu_that_is_not_there_is_missed_before_anything_is_done(
+    settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = Run(context_of(settings.model_copy(update={"device": "cuda"}), "nowhere"))
+    with pytest.raises(Unavailable, match="none that torch can use"):
+        run.step(prepare(run.fresh())["prepare"])
 
 
 def right_on_validation_images(run: Run, predict: Callable[[torch.Tensor], torch.Tensor]) -> float:

@@ -400,6 +400,7 @@ def test_two_processes_train_as_one(tmp_path):
             processes=2,
             threads=1,
             progress=silent,
+            device="cpu",
         )
         assert figures.loss == pytest.approx(expected.loss, rel=1e-4)
         assert figures.train_accuracy == expected.train_accuracy
@@ -429,6 +430,7 @@ def test_what_a_process_raises_reaches_the_caller(tmp_path, monkeypatch):
             processes=2,
             threads=1,
             progress=silent,
+            device="cpu",
         )
     assert raised.value.field == "spec.fine_tune.batch_size"
     # Neither a state nor torchrun's own files.
@@ -454,6 +456,7 @@ def test_what_any_process_raises_reaches_the_caller(tmp_path):
             processes=2,
             threads=1,
             progress=silent,
+            device="cpu",
         )
     assert raised.value.remedy == "Replace it."
 
@@ -475,6 +478,7 @@ def test_a_process_that_breaks_is_told_and_logged(tmp_path, caplog):
             processes=1,
             threads=1,
             progress=silent,
+            device="cpu",
         )
     (record,) = caplog.records
     assert "a bug in the trainer" in record.output
