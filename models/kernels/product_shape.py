@@ -174,7 +174,7 @@ class ProductTensors:
     ``slope``: float32 ``(filters,)`` of a prelu.
     ``threshold``: float32 ``(2, filters)``.
     ``residual``: of the result's shape, float16 or float32 as the epilogue says.
-    ``also``: int8, of the result's shape: where the levels go that are kept besides; in Triton.
+    ``also``: int8, of the result's shape: where the levels go that are kept besides.
     ``offsets``, ``places``: what `models.kernels.triton.borders.border_sums` gives, where that is
     not None; of products in Triton alone.
     ``tap_sums``: what `models.kernels.cuda.tap_sums` gives, of products that read ``b1`` alone.

@@ -96,6 +96,7 @@ def random_epilogue(rng, kept):
         "b1",
         kept,
         kept_levels=levels if kept == "i8" else None,
+        also_levels=levels if kept in ("f16", "f32") and rng.integers(0, 2) else None,
         base_scale=bool(rng.integers(0, 2)),
         affine=bool(rng.integers(0, 2)),
         residual=(None, "f16", "f32")[rng.integers(0, 3)],
@@ -152,7 +153,17 @@ def sums_of(product):
 
 
 def expected(product):
-    """What is kept of the product, every operation rounded to binary32 on its own."""
+    """What is kept of the product."""
+    return kept(finished(product), product)
+
+
+def expected_levels(product):
+    """The levels that are kept besides."""
+    return (level_numbers(finished(product), product.epilogue.also_levels) - 128).astype(np.int8)
+
+
+def finished(product):
+    """The product's numbers, every operation rounded to binary32 on its own."""
     numbers, epilogue = product.numbers, product.epilogue
     terms = sums_of(product).astype(np.float32)
     if epilogue.base_scale:
@@ -164,7 +175,7 @@ def expected(product):
         y = numbers["affine"][0] * y + numbers["affine"][1]
     if epilogue.residual is not None:
         y = y + numbers["residual"].astype(np.float32)
-    return kept(activated(y, epilogue.activation, numbers), product)
+    return activated(y, epilogue.activation, numbers)
 
 
 def activated(y, activation, numbers):

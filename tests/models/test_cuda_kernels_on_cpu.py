@@ -55,14 +55,16 @@ class Kernel:
                 assert self.library.set_constant(name.encode(), value), name
 
     def run_product(self, product, configuration, *, seed=0, late_copies=True):
-        """Return what the kernel keeps of a product."""
+        """Return what the kernel keeps of a product, and the levels that it keeps besides."""
         tensor_cores = isinstance(configuration, Tiles)
         built_in = {name.upper() for name in asdict(configuration)} if tensor_cores else ()
         self.configure(
             product_constants(product.shape, product.epilogue, configuration), built_in=built_in
         )
         out = noise(product.out_shape, product.out_dtype)
-        behind = out.base[-GUARD:].copy()
+        also = noise(product.x.shape[:1] + product.shape.out_shape(1, "i8")[1:], np.int8)
+        written, behind = (out, also), [one.base[-GUARD:].copy() for one in (out, also)]
+        levels = out if product.epilogue.kept == "i8" else also
         words = product.weight_words
         arrays = [product.x_words, words]
         if tensor_cores:
@@ -74,11 +76,12 @@ class Kernel:
         aligned = [None if array is None else aligned_copy(array) for array in arrays]
         self.library.run_product(
             ctypes.byref(_Grid(*blocks, seed, late_copies)),
-            *map(address, [*aligned, out]),
+            *map(address, [*aligned, out, levels]),
             ctypes.c_int(pixels),
         )
-        np.testing.assert_array_equal(out.base[-GUARD:], behind)
-        return out
+        for one, guard in zip(written, behind, strict=True):
+            np.testing.assert_array_equal(one.base[-GUARD:], guard)
+        return written
 
     def run_pack(self, x, threshold, channels):
         half = x.dtype == np.float16
@@ -148,8 +151,10 @@ def compiled(folder, name, configuration, number):
 
 
 def check(kernel, product, configuration, **run):
-    found = kernel.run_product(product, configuration, **run)
+    found, levels = kernel.run_product(product, configuration, **run)
     np.testing.assert_array_equal(found, made["expected"](product), err_msg=str(product.shape))
+    if product.epilogue.also_levels is not None:
+        np.testing.assert_array_equal(levels, made["expected_levels"](product))
 
 
 @pytest.mark.parametrize("configuration", TILES, ids=str)
@@ -215,7 +220,7 @@ def test_a_linear_layer_is_the_product_that_the_bit_contract_states(build):
         kernel = build(
             "tensor_product" if tensor else "popcount_product", *[configuration] * tensor
         )
-        found = kernel.run_product(product, configuration)
+        found, _ = kernel.run_product(product, configuration)
         np.testing.assert_array_equal(found[:, 0, 0], wanted)
 
 

@@ -67,6 +67,7 @@ def test_a_tracer_sees_products_without_a_gpu():
         ("epilogue", replace(EPILOGUE, residual="f32")),
         ("epilogue", replace(EPILOGUE, base_scale=True)),
         ("epilogue", replace(EPILOGUE, affine=False)),
+        ("tensors", replace(arguments()["tensors"], also=on_meta(torch.int8, 3, 5, 6, 24))),
         ("tensors", replace(arguments()["tensors"], tap_sums=None)),
         ("tensors", replace(arguments()["tensors"], tap_sums=on_meta(torch.int32, 2, 3, 3, 24))),
     ],
@@ -119,12 +120,13 @@ def test_the_fastest_configuration_is_chosen(monkeypatch):
 
 
 def test_operators_say_what_they_write_to():
-    for name in ("conv_bits_b1", "pack_signs"):
+    writes = {"conv_bits_b1": {"out", "also"}, "pack_signs": {"out"}}
+    for name, wanted in writes.items():
         schema = getattr(torch.ops.bitpress, name).default._schema
         written = {
             one.name for one in schema.arguments if one.alias_info and one.alias_info.is_write
         }
-        assert written == {"out"}
+        assert written == wanted
 
 
 # Products that tensor cores can compute, and those of which groups are no whole words.
@@ -134,6 +136,10 @@ PRODUCTS = [(seed, True) for seed in range(5)] + [(seed, False) for seed in rang
 def on_gpu(product):
     """Return what `launch_product` takes, the result full of noise."""
     words, tensors = product.tensors(tap_sums, "cuda")
+    if product.epilogue.also_levels is not None:
+        sizes = product.shape.out_shape(len(product.x), "i8")
+        also = torch.full(sizes, 77, dtype=torch.int8, device="cuda")
+        tensors = replace(tensors, also=also)
     out = np.random.default_rng(5).integers(-99, 99, product.out_shape).astype(product.out_dtype)
     return {
         "x": torch.from_numpy(product.x_words).cuda(),
@@ -155,6 +161,9 @@ def test_a_gpu_makes_what_the_formulas_say(seed, whole_words):
         given = on_gpu(product)
         launch_product(**given, config=config)
         np.testing.assert_array_equal(given["out"].cpu().numpy(), made["expected"](product))
+        if product.epilogue.also_levels is not None:
+            also = given["tensors"].also.cpu().numpy()
+            np.testing.assert_array_equal(also, made["expected_levels"](product))
 
 
 @pytest.mark.gpu

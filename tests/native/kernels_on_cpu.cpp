@@ -11,8 +11,8 @@
   EACH(PADDING_ROWS) EACH(PADDING_COLUMNS) EACH(DILATION_ROWS) EACH(DILATION_COLUMNS)             \
   EACH(PADDING_OF_ONES) EACH(TAPS) EACH(TAP_WORDS) EACH(GROUP_CHANNELS) EACH(GROUP_FILTERS)       \
   EACH(FILTERS) EACH(BASES) EACH(COPY_WORDS) EACH(HAS_BASE_SCALE) EACH(HAS_AFFINE) EACH(RESIDUAL) \
-  EACH(ACTIVATION) EACH(KEPT) EACH(LEVEL_BITS) EACH(HAS_THRESHOLD) EACH(CHANNELS)                 \
-  EACH(READS_HALF)
+  EACH(ACTIVATION) EACH(KEPT) EACH(HAS_LEVELS) EACH(LEVEL_BITS) EACH(HAS_THRESHOLD)              \
+  EACH(CHANNELS) EACH(READS_HALF)
 #define REAL_CONSTANTS(EACH) \
   EACH(ACTIVATION_LOW) EACH(ACTIVATION_HIGH) EACH(LEVEL_LOW) EACH(LEVEL_STEP)
 
@@ -68,18 +68,20 @@ int threads() { return THREADS; }
 #if defined(RUNS_TENSOR_PRODUCT)
 void run_product(const Grid* grid, const Word* x, const Word* weights, const int* tap_sums,
                  const float* base_scale, const float* affine, const float* slope,
-                 const float* threshold, const void* residual, void* out, int pixels) {
+                 const float* threshold, const void* residual, void* out, signed char* levels,
+                 int pixels) {
   run(*grid, [=] {
     tensor_product(x, weights, tap_sums, base_scale, affine, slope, threshold, residual, out,
-                   pixels);
+                   levels, pixels);
   });
 }
 #elif defined(RUNS_POPCOUNT_PRODUCT)
 void run_product(const Grid* grid, const Word* x, const Word* weights, const float* base_scale,
                  const float* affine, const float* slope, const float* threshold,
-                 const void* residual, void* out, int pixels) {
+                 const void* residual, void* out, signed char* levels, int pixels) {
   run(*grid, [=] {
-    popcount_product(x, weights, base_scale, affine, slope, threshold, residual, out, pixels);
+    popcount_product(x, weights, base_scale, affine, slope, threshold, residual, out, levels,
+                     pixels);
   });
 }
 #else

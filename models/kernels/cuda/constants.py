@@ -79,7 +79,7 @@ def _geometry(shape: ProductShape) -> Constants:
 
 
 def _finishing(epilogue: Epilogue) -> Constants:
-    levels = epilogue.kept_levels or _NO_LEVELS
+    levels = epilogue.kept_levels or epilogue.also_levels
     function = epilogue.activation or _NO_ACTIVATION
     return {
         "HAS_BASE_SCALE": int(epilogue.base_scale),
@@ -89,8 +89,9 @@ def _finishing(epilogue: Epilogue) -> Constants:
         "ACTIVATION_LOW": float(function.low),
         "ACTIVATION_HIGH": float(function.high),
         "KEPT": KINDS[epilogue.kept],
-        "LEVEL_LOW": float(levels.low),
-        "LEVEL_STEP": float(levels.step),
-        "LEVEL_BITS": levels.bits,
+        "HAS_LEVELS": int(levels is not None),
+        "LEVEL_LOW": float((levels or _NO_LEVELS).low),
+        "LEVEL_STEP": float((levels or _NO_LEVELS).step),
+        "LEVEL_BITS": (levels or _NO_LEVELS).bits,
         "HAS_THRESHOLD": int(epilogue.threshold),
     }

@@ -5,8 +5,8 @@
 // IN_COLUMNS, IN_WORDS, OUT_ROWS, OUT_COLUMNS, KERNEL_ROWS, STRIDE_ROWS, PADDING_ROWS,
 // DILATION_ROWS and their like for columns, PADDING_OF_ONES, TAPS, TAP_WORDS, GROUP_CHANNELS,
 // GROUP_FILTERS, FILTERS, OUT_WORDS, BASES), and what is done with sums (HAS_BASE_SCALE,
-// HAS_AFFINE, RESIDUAL, ACTIVATION, ACTIVATION_LOW, ACTIVATION_HIGH, KEPT, LEVEL_LOW, LEVEL_STEP,
-// LEVEL_BITS, HAS_THRESHOLD). So branches that a layer does not take cost nothing.
+// HAS_AFFINE, RESIDUAL, ACTIVATION, ACTIVATION_LOW, ACTIVATION_HIGH, KEPT, HAS_LEVELS, LEVEL_LOW,
+// LEVEL_STEP, LEVEL_BITS, HAS_THRESHOLD). So branches that a layer does not take cost nothing.
 
 enum Kind { kNone = 0, kF16 = 1, kF32 = 2, kI8 = 3, kB1 = 4 };
 enum Function { kNoFunction = 0, kRelu = 1, kHardtanh = 2, kPrelu = 3 };
@@ -19,6 +19,7 @@ struct Finishing {
   const float* threshold;   // (2, FILTERS)
   const void* residual;     // (pixels, FILTERS)
   void* out;                // (pixels, FILTERS), or words (pixels, OUT_WORDS)
+  signed char* levels;      // (pixels, FILTERS), where HAS_LEVELS; `out` may be the same
 };
 
 // Where a filter reads: the first pixel of its window, which may lie outside of the map, and that
@@ -132,12 +133,12 @@ DEVICE bool is_positive(float y, const FilterNumbers& numbers) {
   return HAS_THRESHOLD ? product_of(numbers.sense, y) >= numbers.threshold : y >= 0;
 }
 
-// Keeps a number; not for kB1.
+// Keeps a number, its level, or both; not for kB1.
 DEVICE void keep(float y, int filter, Size pixel, const Finishing& finishing) {
   const Size place = pixel * FILTERS + filter;
   if (KEPT == kF16) static_cast<Half*>(finishing.out)[place] = half_of(y);
   if (KEPT == kF32) static_cast<float*>(finishing.out)[place] = y;
-  if (KEPT == kI8) static_cast<signed char*>(finishing.out)[place] = level_of(y);
+  if (HAS_LEVELS) finishing.levels[place] = level_of(y);
 }
 
 // Keeps the numbers of two filters at once, of which `filter`, an even one, is the first: where
@@ -148,9 +149,9 @@ DEVICE void keep_two(float y0, float y1, int filter, Size pixel, const Finishing
     static_cast<Word*>(finishing.out)[place] = half_of(y0) | Word{half_of(y1)} << 16;
   }
   if (KEPT == kF32) static_cast<float2*>(finishing.out)[place] = float2{y0, y1};
-  if (KEPT == kI8) {
+  if (HAS_LEVELS) {
     const Half levels = static_cast<unsigned char>(level_of(y0)) |
                         static_cast<unsigned char>(level_of(y1)) << 8;
-    static_cast<Half*>(finishing.out)[place] = levels;
+    reinterpret_cast<Half*>(finishing.levels)[place] = levels;
   }
 }

@@ -76,6 +76,7 @@ def launch_product(
         tensors.threshold,
         tensors.residual,
         out,
+        tensors.also,
         encoded(shape, epilogue),
         _encoded(config),
     )
@@ -94,7 +95,9 @@ def launch_pack(x: Tensor, channels: int, threshold: Tensor | None, out: Tensor)
     torch.ops.bitpress.pack_signs(x, threshold, out, channels)
 
 
-@torch.library.custom_op("bitpress::conv_bits_b1", mutates_args=("out",), device_types="cuda")
+@torch.library.custom_op(
+    "bitpress::conv_bits_b1", mutates_args=("out", "also"), device_types="cuda"
+)
 def conv_bits_b1(
     x: Tensor,
     words: Tensor,
@@ -105,26 +108,28 @@ def conv_bits_b1(
     threshold: Tensor | None,
     residual: Tensor | None,
     out: Tensor,
+    also: Tensor | None,
     description: str,
     configuration: str,
 ) -> None:
     """`launch_product`; ``description`` is what `encoded` gives."""
     shape, epilogue = decoded(description)
     finishing = (base_scale, affine, slope, threshold, residual)
-    _check_product(x, words, tap_sums, finishing, out, shape, epilogue)
+    _check_product(x, words, tap_sums, finishing, out, also, shape, epilogue)
     if any(tensor.data_ptr() % _ALIGNMENT for tensor in (x, words, out)):
         raise ValueError(f"a tensor's address is no multiple of {_ALIGNMENT} bytes")
     config = _decoded(configuration)
     if len(x) == 0:
         return
     pixels = len(x) * prod(shape.out_hw)
+    levels = out if epilogue.kept == "i8" else also
     sums = (tap_sums,) if isinstance(config, Tiles) else ()
     enqueue(
         "tensor_product" if isinstance(config, Tiles) else "popcount_product",
         product_constants(shape, epilogue, config),
         grid(shape, len(x), config),
         config.threads,
-        (x, words, *sums, *finishing, out, ctypes.c_int32(pixels)),
+        (x, words, *sums, *finishing, out, levels, ctypes.c_int32(pixels)),
         x.device,
     )
 
@@ -140,11 +145,12 @@ def _(
     threshold: Tensor | None,
     residual: Tensor | None,
     out: Tensor,
+    also: Tensor | None,
     description: str,
     configuration: str,
 ) -> None:
     finishing = (base_scale, affine, slope, threshold, residual)
-    _check_product(x, words, tap_sums, finishing, out, *decoded(description))
+    _check_product(x, words, tap_sums, finishing, out, also, *decoded(description))
 
 
 @torch.library.custom_op("bitpress::pack_signs", mutates_args=("out",), device_types="cuda")
@@ -174,6 +180,7 @@ def _check_product(
     tap_sums: Tensor,
     finishing: tuple[Tensor | None, ...],
     out: Tensor,
+    also: Tensor | None,
     shape: ProductShape,
     epilogue: Epilogue,
 ) -> None:
@@ -201,6 +208,10 @@ def _check_product(
         if tensor is not None:
             half = name == "residual" and epilogue.residual == "f16"
             _check(name, tensor, torch.float16 if half else torch.float32, sizes)
+    if (epilogue.also_levels is not None) != (also is not None):
+        raise ValueError("also is missing, or is not asked for")
+    if also is not None:
+        _check("also", also, torch.int8, (images, *shape.out_hw, filters))
     _check("out", out, _DTYPES[epilogue.kept], shape.out_shape(images, epilogue.kept))
 
 

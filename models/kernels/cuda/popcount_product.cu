@@ -61,8 +61,8 @@ DEVICE void keep_product(float product, bool there, const FilterNumbers& numbers
 
 KERNEL(THREADS) popcount_product(const Word* x, const Word* weights, const float* base_scale,
                                  const float* affine, const float* slope, const float* threshold,
-                                 const void* residual, void* out, int pixels) {
-  const Finishing finishing{base_scale, affine, slope, threshold, residual, out};
+                                 const void* residual, void* out, signed char* levels, int pixels) {
+  const Finishing finishing{base_scale, affine, slope, threshold, residual, out, levels};
   const int first_pixel = block_x() * BLOCK_PIXELS + warp_number() * LANE_PIXELS;
   const int filter = block_y() * 32 + lane_number();
   const bool there = filter < FILTERS;

@@ -13,13 +13,13 @@
 KERNEL(THREADS) tensor_product(const Word* x, const Word* weights, const int* tap_sums,
                                const float* base_scale, const float* affine, const float* slope,
                                const float* threshold, const void* residual, void* out,
-                               int pixels) {
+                               signed char* levels, int pixels) {
   constexpr int exchanged =
       (SUM_WARPS - 1) * PIXEL_WARPS * FILTER_WARPS * 32 * (sizeof(Sums) / sizeof(int));
   SHARED(Word, stages, STAGES * STAGE_SIZE);
   SHARED(Window, windows, TILE_PIXELS);
   SHARED(int, exchange, exchanged > 0 ? exchanged : 1);
-  const Finishing finishing{base_scale, affine, slope, threshold, residual, out};
+  const Finishing finishing{base_scale, affine, slope, threshold, residual, out, levels};
   const Tile tile = tile_of(pixels);
   find_windows(windows, tile);
   wait_for_block();
