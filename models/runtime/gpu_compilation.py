@@ -166,12 +166,16 @@ class _Compilation:
             out = self._numbers_to_write(step)
         else:
             out, kept_levels = self._codes_to_write(step)
+        also, also_levels = None, None
+        if step.out_f32 != NONE and step.out_u8 != NONE and read != "b1":
+            also, also_levels = self._codes_to_write(step)
         residual = None if step.in1 == NONE else self._places[step.in1, "numbers"]
         epilogue = Epilogue(
             read,
             self._values[out].kind,
             read_levels=read_levels,
             kept_levels=kept_levels,
+            also_levels=also_levels,
             base_scale=step.base_scale is not None,
             affine=step.shift is not None,
             residual=None if residual is None else self._number_kind(residual),
@@ -185,12 +189,12 @@ class _Compilation:
             slope=_tensor(step.slope),
             threshold=None if sign is None else _pair(sign),
         )
-        return out, Finish(epilogue, tensors, residual)
+        return out, Finish(epilogue, tensors, residual, also)
 
-    def _add(self, step: Step, made: GpuStep) -> None:
-        """Add what was made of ``step``, and its codes where it has numbers and codes."""
+    def _add(self, step: Step, made: ElementwiseStep) -> None:
+        """Add what was made of ``step``, and its codes where ``made`` writes numbers alone."""
         self._steps.append(made)
-        if step.out_f32 != NONE:
+        if step.out_f32 != NONE and made.finish.also is None:
             self._round(step, made.out)
 
     def _joined_sign(self, step: Step, read: ValueKind) -> Step | None:

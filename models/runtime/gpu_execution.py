@@ -42,8 +42,10 @@ class PreparedProduct(Protocol):
     def resident_bytes(self) -> int:
         """Bytes of its weights and tables."""
 
-    def bind(self, x: Tensor, residual: Tensor | None, out: Tensor) -> Launch:
-        """Return what computes ``out`` from ``x`` and ``residual`` whenever it is called."""
+    def bind(
+        self, x: Tensor, residual: Tensor | None, out: Tensor, also: Tensor | None = None
+    ) -> Launch:
+        """Return what computes ``out``, and ``also``, from ``x`` and ``residual`` when called."""
 
 
 class Kernels(Protocol):
@@ -132,16 +134,17 @@ class GpuExecution:
             case ZeroStep():
                 return out.zero_
         x, residual = (*(self._value(index, count) for index in step.reads), None)[:2]
+        also = (*(self._value(index, count) for index in step.writes[1:]), None)[0]
         assert x is not None
         match step:
             case ProductStep():
                 seen = x.view(count, *step.shape.in_hw, -1)
-                return self._products[step.out].bind(seen, residual, out)
+                return self._products[step.out].bind(seen, residual, out, also)
             case FloatProductStep():
-                finish = self._finish(step, residual, out)
+                finish = self._finish(step, residual, out, also)
                 return lambda: finish(_product(step, x))
             case ElementwiseStep():
-                finish = self._finish(step, residual, out)
+                finish = self._finish(step, residual, out, also)
                 return lambda: finish(x)
             case PoolStep():
                 pool = (step.maximum, step.kernel, step.stride, step.padding)
@@ -158,10 +161,10 @@ class GpuExecution:
         raise NotImplementedError(type(step).__name__)
 
     def _finish(
-        self, step: ElementwiseStep, residual: Tensor | None, out: Tensor
+        self, step: ElementwiseStep, residual: Tensor | None, out: Tensor, also: Tensor | None
     ) -> Callable[[Tensor], None]:
         """Return what takes numbers through the finish of ``step``."""
-        tensors = replace(step.finish.tensors, residual=residual)
+        tensors = replace(step.finish.tensors, residual=residual, also=also)
         channels, epilogue = self._program.values[step.out].channels, step.finish.epilogue
         return lambda x: self._kernels.elementwise(x, tensors, channels, epilogue, out)
 

@@ -25,7 +25,7 @@ class GpuKernels:
     def product(self, step: ProductStep, device: torch.device) -> PreparedProduct:
         """Bring the weights of ``step`` to ``device``, in its kernels' order."""
         if step.finish.epilogue.read == "b1":
-            return _SignProduct(step, device)
+            return _SignProduct(step, device, autotune=self._autotune)
         return _NumberProduct(step, device, autotune=self._autotune)
 
     def images(self, images: Tensor, out: Tensor, levels: Levels | None) -> None:
@@ -45,11 +45,14 @@ class GpuKernels:
 class _Product:
     """What both kinds of products have on the device."""
 
-    def __init__(self, step: ProductStep, words: Tensor, tensors: ProductTensors) -> None:
+    def __init__(
+        self, step: ProductStep, words: Tensor, tensors: ProductTensors, *, autotune: bool
+    ) -> None:
         self._shape = step.shape
         self._epilogue = step.finish.epilogue
         self._words = words
         self._tensors = tensors
+        self._autotune = autotune
 
     @property
     def resident_bytes(self) -> int:
@@ -61,7 +64,6 @@ class _NumberProduct(_Product):
     """A product of numbers or levels, in Triton."""
 
     def __init__(self, step: ProductStep, device: torch.device, *, autotune: bool) -> None:
-        self._autotune = autotune
         epilogue = step.finish.epilogue
         zero = None if epilogue.read_levels is None else epilogue.read_levels.zero
         tensors = step.finish.on(device).tensors
@@ -73,10 +75,12 @@ class _NumberProduct(_Product):
                 places=missing.places.to(device),
             )
         words = word_order.interleaved(step.words.to(device), epilogue.read)
-        super().__init__(step, words, tensors)
+        super().__init__(step, words, tensors, autotune=autotune)
 
-    def bind(self, x: Tensor, residual: Tensor | None, out: Tensor) -> Launch:
-        tensors = replace(self._tensors, residual=residual)
+    def bind(
+        self, x: Tensor, residual: Tensor | None, out: Tensor, also: Tensor | None = None
+    ) -> Launch:
+        tensors = replace(self._tensors, residual=residual, also=also)
         arguments = (x, self._words, tensors, self._shape, self._epilogue, out)
         config = tuning.choose(*arguments, measure=self._autotune)
         return lambda: operators.launch_product(*arguments, config)
@@ -85,18 +89,18 @@ class _NumberProduct(_Product):
 class _SignProduct(_Product):
     """A product of signs, in CUDA C++."""
 
-    def __init__(self, step: ProductStep, device: torch.device) -> None:
+    def __init__(self, step: ProductStep, device: torch.device, *, autotune: bool) -> None:
         tensors = replace(
             step.finish.on(device).tensors,
             tap_sums=cuda.tap_sums(step.words, step.shape).to(device),
         )
-        super().__init__(step, step.words.to(device), tensors)
+        super().__init__(step, step.words.to(device), tensors, autotune=autotune)
 
-    def bind(self, x: Tensor, residual: Tensor | None, out: Tensor) -> Launch:
-        tensors = replace(self._tensors, residual=residual)
+    def bind(
+        self, x: Tensor, residual: Tensor | None, out: Tensor, also: Tensor | None = None
+    ) -> Launch:
+        tensors = replace(self._tensors, residual=residual, also=also)
         arguments = (x, self._words, tensors, self._shape, self._epilogue, out)
-        device = torch.cuda.get_device_properties(x.device)
-        config = cuda.heuristic(
-            self._shape, len(x), (device.major, device.minor), device.multi_processor_count
-        )
+        seconds = tuning.device_seconds if self._autotune else None
+        config = cuda.choose(*arguments, seconds=seconds)
         return lambda: cuda.launch_product(*arguments, config)

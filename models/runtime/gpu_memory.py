@@ -20,8 +20,9 @@ def place_values(program: GpuProgram) -> Arena:
     born = [len(program.steps)] * len(program.values)
     died = [0] * len(program.values)
     for time, step in enumerate(program.steps):
-        born[step.out] = min(born[step.out], time)
-        for value in (step.out, *step.reads):
+        for value in step.writes:
+            born[value] = min(born[value], time)
+        for value in (*step.writes, *step.reads):
             died[value] = max(died[value], time)
     died[program.output] = len(program.steps)
     return place_intervals([value.bytes for value in program.values], born, died)

@@ -58,6 +58,11 @@ class GpuStep:
         """The values it reads."""
         return ()
 
+    @property
+    def writes(self) -> tuple[int, ...]:
+        """The values it writes."""
+        return (self.out,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputStep(GpuStep):
@@ -84,11 +89,15 @@ class _Reading(GpuStep):
 
 @dataclass(frozen=True)
 class Finish:
-    """What is done with every number before it is kept; ``residual`` is the value to be added."""
+    """What is done with every number before it is kept.
+
+    ``residual`` is the value to be added, ``also`` that of the levels which are kept besides.
+    """
 
     epilogue: Epilogue
     tensors: ProductTensors = field(default_factory=ProductTensors)
     residual: int | None = None
+    also: int | None = None
 
     @property
     def held(self) -> dict[str, Tensor]:
@@ -111,6 +120,11 @@ class ElementwiseStep(_Reading):
     def reads(self) -> tuple[int, ...]:
         residual = self.finish.residual
         return (self.source,) if residual is None else (self.source, residual)
+
+    @property
+    def writes(self) -> tuple[int, ...]:
+        also = self.finish.also
+        return (self.out,) if also is None else (self.out, also)
 
 
 @dataclass(frozen=True, kw_only=True)

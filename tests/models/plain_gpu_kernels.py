@@ -42,18 +42,23 @@ def finish_numbers(y, channels, epilogue, tensors, out):
             y = y.clamp(epilogue.activation.low, epilogue.activation.high)
         case "prelu":
             y = torch.where(y >= 0, y, tensors.slope * y)
+    if epilogue.also_levels:
+        tensors.also.copy_(kept_levels(y, epilogue.also_levels))
     match epilogue.kept:
         case "i8":
-            kept = epilogue.kept_levels
-            low, step = torch.tensor(kept.low), torch.tensor(kept.step)
-            q = ((y - low) / step + 0.5).floor().clamp(0, 2**kept.bits - 1)
-            q = (y >= low + step / 2).float() if kept.bits == 1 else q
-            out.copy_(q - 128)
+            out.copy_(kept_levels(y, epilogue.kept_levels))
         case "b1":
             sense, threshold = tensors.threshold if epilogue.threshold else (1.0, 0.0)
             out.copy_(packed(sense * y >= threshold))
         case _:
             out.copy_(y)
+
+
+def kept_levels(y, levels):
+    low, step = torch.tensor(levels.low), torch.tensor(levels.step)
+    q = ((y - low) / step + 0.5).floor().clamp(0, 2**levels.bits - 1)
+    q = (y >= low + step / 2).float() if levels.bits == 1 else q
+    return q - 128
 
 
 class PlainProduct:
@@ -64,10 +69,10 @@ class PlainProduct:
         taps = signs(step.words, step.shape.group_channels)
         self._weights = taps.unflatten(2, step.shape.kernel).permute(0, 1, 4, 2, 3)
 
-    def bind(self, x, residual, out):
-        return lambda: self._run(x, residual, out)
+    def bind(self, x, residual, out, also=None):
+        return lambda: self._run(x, residual, out, also)
 
-    def _run(self, x, residual, out):
+    def _run(self, x, residual, out, also):
         shape, epilogue, tensors = self._shape, self._finish.epilogue, self._finish.tensors
         match epilogue.read:
             case "b1":
@@ -84,7 +89,7 @@ class PlainProduct:
             if epilogue.base_scale:
                 z = z * tensors.base_scale[basis]
             total = z if total is None else total + z
-        tensors = type(tensors)(**{**vars(tensors), "residual": residual})
+        tensors = type(tensors)(**{**vars(tensors), "residual": residual, "also": also})
         finish(total, shape.filters, epilogue, tensors, out)
 
 
@@ -95,7 +100,11 @@ class PlainKernels:
     def images(self, images, out, levels):
         numbers = images.permute(0, 2, 3, 1)
         epilogue = SimpleNamespace(
-            residual=None, activation=None, kept="i8" if levels else "f32", kept_levels=levels
+            residual=None,
+            activation=None,
+            also_levels=None,
+            kept="i8" if levels else "f32",
+            kept_levels=levels,
         )
         finish_numbers(numbers, numbers.shape[-1], epilogue, None, out)
 

@@ -176,6 +176,27 @@ def test_numbers_that_are_added_to_or_rounded_are_float32_in_a_rounded_plan(plai
     assert made == {"i8", "f32"}
 
 
+def test_a_sum_that_is_added_to_and_rounded_is_kept_both_ways_by_one_step(plain):
+    eight = {"bits": 8, "step": 0.125, "low": -4.0}
+    square = {"channels": 5, "kernel": (3, 3), "padding": (1, 1), "affine": True}
+    nodes = (
+        Quantize(name="q0", input="input", **eight),
+        Conv2d(name="one", input="q0", residual="input", activation=RELU, **square),
+        Quantize(name="q1", input="one", **eight),
+        Conv2d(name="two", input="q1", residual="one", **square),
+        Add(name="sum", inputs=("two", "one"), activation=RELU),
+        Quantize(name="q2", input="sum", **eight),
+        Conv2d(name="three", input="q2", residual="sum", **square),
+    )
+    plan = Plan((5, 4, 6), nodes, "three")
+    tensors, x = drawn(plan), images((5, 4, 6))
+    program = compiled(plan, tensors)
+    writes = [[program.values[value].kind for value in step.writes] for step in program.steps]
+    # Only the images have a step of their own to be rounded.
+    assert writes == [["f32"], ["i8"], ["f32", "i8"], ["f32"], ["f32", "i8"], ["f32"]]
+    assert torch.equal(executed(program, plain, x), expected(plan, tensors, x))
+
+
 def test_a_layer_behind_flatten_reads_the_map_as_a_vector():
     plan = Plan(
         (5, 3, 4),
@@ -269,7 +290,7 @@ def test_values_alive_together_never_share_memory(random_plan):
         last[program.output] = len(program.steps)
         alive = set()
         for time, step in enumerate(program.steps):
-            alive = {value for value in alive if last[value] >= time} | {step.out}
+            alive = {value for value in alive if last[value] >= time} | {*step.writes}
             places = sorted(
                 (arena.offsets[value], arena.offsets[value] + program.values[value].bytes)
                 for value in alive

@@ -67,7 +67,7 @@ def choose(
     run = partial(launch_product, x, words, given, shape, plain, out)
 
     def seconds(configs: Sequence[Configuration]) -> Sequence[float]:
-        return _device_seconds([partial(run, config) for config in configs])
+        return device_seconds([partial(run, config) for config in configs])
 
     machine = device_file_name(torch.cuda.get_device_name(x.device))
     work = work_name(shape, epilogue, len(x))
@@ -109,7 +109,7 @@ def device_file_name(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def _device_seconds(launches: Sequence[Callable[[], None]]) -> list[float]:
+def device_seconds(launches: Sequence[Callable[[], None]]) -> list[float]:
     """Return how long each takes on the device, infinity where it asks too much of that."""
     graphs = [_captured(launch) for launch in launches]
     best = [math.inf] * len(launches)
