@@ -167,7 +167,7 @@ class _Compilation:
         else:
             out, kept_levels = self._codes_to_write(step)
         also, also_levels = None, None
-        if step.out_f32 != NONE and step.out_u8 != NONE and read != "b1":
+        if step.out_f32 != NONE and step.out_u8 != NONE:
             also, also_levels = self._codes_to_write(step)
         residual = None if step.in1 == NONE else self._places[step.in1, "numbers"]
         epilogue = Epilogue(
