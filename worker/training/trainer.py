@@ -148,7 +148,8 @@ class Trainer:
             batches = self._images.epoch(index, self._recipe.batch_size, **asdict(self._share))
             for number, (inputs, labels) in enumerate(islice(batches, self._epoch_steps)):
                 step = index * self._epoch_steps + number
-                loss, logits = self._step(network, step, self._here(inputs), self._here(labels))
+                inputs, labels = self._here(inputs), self._here(labels)
+                loss, logits = self._step(network, step, inputs, labels)
                 meter.add(loss, logits, labels)
         return meter.figures(self._learning_rate((index + 1) * self._epoch_steps - 1))
 
