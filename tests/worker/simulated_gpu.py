@@ -45,6 +45,9 @@ class OnGpu(Tensor):
     def device(self) -> torch.device:  # type: ignore[override]
         return GPU
 
+    def tolist(self) -> list[Any]:
+        return self.to("cpu").tolist()
+
     @classmethod
     def __torch_dispatch__(cls, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
         return _computed(function, arguments, keywords or {}, [])
@@ -77,7 +80,9 @@ def _computed(function: Any, arguments: Any, keywords: dict[str, Any], waits: li
         assert not strangers, f"{name} meets a tensor of the CPU"
     asked = keywords.get("device")
     kind = None if asked is None else torch.device(asked).type
-    on_gpu = kind == "cuda" or (bool(there) and kind != "cpu")
+    # torch makes a number that meets a tensor of the GPU a tensor there.
+    is_number = name == "aten::scalar_tensor" and kind == "meta"
+    on_gpu = kind == "cuda" or is_number or (bool(there) and kind != "cpu")
     if name == "aten::copy_":
         on_gpu = isinstance(arguments[0], OnGpu)
     if name in _ANSWERS or not on_gpu:

@@ -1,5 +1,6 @@
 """Training as a whole: it learns, it can be broken off anywhere, and processes share it."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -319,6 +320,29 @@ def test_whole_batches_are_brought_to_the_device_that_trains(full):
     found, wanted = there.epoch(0, silent), here.epoch(0, silent)
     assert (found.loss, found.train_accuracy) == (wanted.loss, wanted.train_accuracy)
     assert same(there.finished().state_dict(), here.finished().state_dict())
+
+
+# Products in bfloat16 are of a GPU's own kind.
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "bfloat16"])
+def test_training_stays_on_its_device_and_waits_for_it_at_the_end(
+    full, name, simulated_gpu, monkeypatch
+):
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda _devices: contextlib.nullcontext())
+    recipe, images = recipe_of(name, batch_size=32), digit_images(64)
+    here, there = (trainer_of(full, recipe, images=images, device=of) for of in ("cpu", "cuda:0"))
+    expected = here.epoch(0, silent)
+    simulated_gpu.waits.clear()
+    figures = there.epoch(0, silent)
+    # Once for the figures; stochastic quantisation draws filters by their errors, in every step.
+    assert len(simulated_gpu.waits) == 1 or name == "stochastic"
+    assert figures.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert figures.train_accuracy == expected.train_accuracy
+    found, wanted = there.finished().state_dict(), here.finished().state_dict()
+    assert {type(tensor) for tensor in (*found.values(), *there.state().values())} == {Tensor}
+    assert found.keys() == wanted.keys()
+    for key, tensor in found.items():
+        torch.testing.assert_close(tensor, wanted[key], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.gpu
