@@ -14,7 +14,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
-from models.runtime.gpu_presence import gpu_is_here, gpu_kernels
+from models.runtime.gpu_presence import gpu_architecture, gpu_is_here
 from models.runtime.kernel_sets import kernel_set, native_library
 from store.errors import Unavailable
 
@@ -125,7 +125,7 @@ def kernels_of(name: str) -> str:
     """
     match name:
         case "cuda":
-            return gpu_kernels()
+            return gpu_architecture()
         case "cpu":
             return kernel_set()
     return _REFERENCE_KERNELS
@@ -158,7 +158,7 @@ def load(artifact: Artifact, runtime: str = AUTO, threads: int | None = None) ->
 def _cuda_is_here() -> bool:
     """Tell whether a GPU can be used here; says once that the one that is there cannot."""
     try:
-        gpu_kernels()
+        gpu_architecture()
     except Unavailable as missing:
         if gpu_is_here():
             _log.warning("%s The runtime 'cpu' serves. %s", missing.detail, missing.remedy)

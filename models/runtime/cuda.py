@@ -19,7 +19,7 @@ from models.runtime.gpu_compilation import gpu_program
 from models.runtime.gpu_dispatch import dispatch
 from models.runtime.gpu_execution import GpuExecution
 from models.runtime.gpu_memory import most_images
-from models.runtime.gpu_presence import gpu_kernels
+from models.runtime.gpu_presence import gpu_architecture
 from models.runtime.gpu_program import GpuProgram, ProductStep
 from store.errors import Unavailable
 
@@ -57,7 +57,7 @@ class CudaRuntime:
     ) -> None:
         if min(batch_sizes or (max_batch_images,)) < 1:
             raise ValueError("a batch has an image at least")
-        self.kernels = gpu_kernels()
+        self.kernels = gpu_architecture()
         from models.runtime.gpu_kernels import GpuKernels  # needs Triton
 
         self._device = _with_index(device)

@@ -31,7 +31,7 @@ class Graphs:
 
     def __init__(self, execution: GpuExecution, sizes: Sequence[int], device: torch.device) -> None:
         self.sizes = tuple(sorted(sizes))
-        with _recording, torch.cuda.device(device), torch.inference_mode():
+        with _recording, torch.cuda.device(device), torch.no_grad():
             self._pool: Any = torch.cuda.graph_pool_handle()
             # The largest first: what smaller ones allocate fits into what it has left.
             self._graphs = {size: self._record(execution.bind(size)) for size in self.sizes[::-1]}

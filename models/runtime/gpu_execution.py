@@ -7,6 +7,7 @@ keeps in a pool of its own.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import prod
 from typing import Protocol
 
 import torch
@@ -78,8 +79,8 @@ class GpuExecution:
         self._program = program
         self._kernels = kernels
         self._arena = place_values(program)
-        self._images_shape = _images_shape(program)
-        numbers = max_images * torch.Size(self._images_shape).numel()
+        self._images_shape = program.images_shape
+        numbers = max_images * prod(self._images_shape)
         self._input = torch.zeros(numbers, dtype=torch.float32, device=device)
         self._memory = torch.zeros(self._arena.bytes * max_images, dtype=torch.uint8, device=device)
         self._steps = [_on(step, device) for step in program.steps]
@@ -98,7 +99,7 @@ class GpuExecution:
     @property
     def image_bytes(self) -> int:
         """Bytes of all values of an image, the network's input among them."""
-        return self._arena.bytes + 4 * torch.Size(self._images_shape).numel()
+        return self._arena.bytes + 4 * prod(self._images_shape)
 
     @property
     def buffer_bytes(self) -> int:
@@ -107,7 +108,7 @@ class GpuExecution:
 
     def images(self, count: int) -> Tensor:
         """Return the memory that a run of ``count`` images reads: float32 ``(N, C, H, W)``."""
-        numbers = count * torch.Size(self._images_shape).numel()
+        numbers = count * prod(self._images_shape)
         return self._input[:numbers].view(count, *self._images_shape)
 
     def result(self, count: int) -> Tensor:
@@ -122,7 +123,7 @@ class GpuExecution:
         value = self._program.values[index]
         dtype, offset = _DTYPES[value.kind], self._arena.offsets[index] * count
         shape = (count, *value.shape)
-        size = torch.Size(shape).numel() * dtype.itemsize
+        size = prod(shape) * dtype.itemsize
         return self._memory[offset : offset + size].view(dtype).view(shape)
 
     def _bind(self, step: GpuStep, count: int) -> Launch:
@@ -167,12 +168,6 @@ class GpuExecution:
         tensors = replace(step.finish.tensors, residual=residual, also=also)
         channels, epilogue = self._program.values[step.out].channels, step.finish.epilogue
         return lambda x: self._kernels.elementwise(x, tensors, channels, epilogue, out)
-
-
-def _images_shape(program: GpuProgram) -> tuple[int, int, int]:
-    (step,) = (step for step in program.steps if isinstance(step, InputStep))
-    value = program.values[step.out]
-    return (value.channels, value.height, value.width)
 
 
 def _product(step: FloatProductStep, x: Tensor) -> Tensor:

@@ -31,5 +31,5 @@ def place_values(program: GpuProgram) -> Arena:
 def most_images(program: GpuProgram, memory_bytes: int) -> int:
     """Return how many images at once fit into so many bytes; one at least."""
     elements = max(prod(value.shape) for value in program.values)
-    by_memory = memory_bytes // max(place_values(program).bytes, 1)
-    return max(1, min(by_memory, _MOST_ELEMENTS // elements))
+    image_bytes = place_values(program).bytes + 4 * prod(program.images_shape)
+    return max(1, min(memory_bytes // image_bytes, _MOST_ELEMENTS // elements))

@@ -22,7 +22,7 @@ _MAJOR: Final = 75
 _MINOR: Final = 76
 
 
-def gpu_kernels() -> str:
+def gpu_architecture() -> str:
     """Return the architecture that kernels are compiled for here, such as ``sm_90``.
 
     Raises:

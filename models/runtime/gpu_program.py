@@ -181,6 +181,12 @@ class GpuProgram:
     steps: tuple[GpuStep, ...]
     output: int
 
+    @property
+    def images_shape(self) -> tuple[int, int, int]:
+        """That of an image of the network's input, ``(C, H, W)``."""
+        value = next(self.values[step.out] for step in self.steps if isinstance(step, InputStep))
+        return (value.channels, value.height, value.width)
+
 
 def is_linear(shape: ProductShape) -> bool:
     """Tell whether it is the product of a vector and a matrix."""

@@ -10,20 +10,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models.runtime import Runtime
-from models.runtime.compilation import compile_plan
+from models.runtime import Runtime, cuda_graphs, gpu_dispatch
 from models.runtime.cuda import CudaRuntime
 from models.runtime.cuda_graphs import sizes_up_to
-from models.runtime.gpu_compilation import gpu_program
-from models.runtime.gpu_execution import GpuExecution
 from models.runtime.gpu_memory import most_images, place_values
-from models.runtime.gpu_program import GpuProgram, GpuValue
+from models.runtime.gpu_program import GpuProgram, GpuValue, InputStep
 from models.runtime.reference import ReferenceRuntime
+from store.errors import Unavailable
 
 HERE = Path(__file__)
 NETWORKS = runpy.run_path(str(HERE.with_name("gpu_networks.py")))
 PLAIN = runpy.run_path(str(HERE.with_name("plain_gpu_kernels.py")))
-CPU = torch.device("cpu")
+SIMULATED = runpy.run_path(str(HERE.with_name("simulated_gpu.py")))
 
 needs_gpu = [
     pytest.mark.gpu,
@@ -53,51 +51,48 @@ def close(found, wanted):
     return torch.allclose(found, wanted, atol=0.01 * wanted.abs().max().item())
 
 
-class Rehearsal:
-    """Stands in for graphs, the dispatching thread and the device."""
+@pytest.fixture
+def replayed(monkeypatch):
+    """A GPU that is simulated, its kernels too; the sizes of the graphs that are replayed."""
+    pytest.importorskip("triton", reason="needs Triton, of the extra gpu")
+    from models.runtime import gpu_kernels
 
-    def __init__(self, execution, sizes):
-        self.sizes, self.replayed = sizes, []
-        self._execution = execution
-
-    def size_for(self, images):
-        return next(size for size in self.sizes if size >= images)
-
-    def replay(self, size):
-        self.replayed.append(size)
-        for launch in self._execution.bind(size):
-            launch()
-
-    def run(self, work, then):
-        work()
-        then()
+    plain = PLAIN["PlainKernels"]
+    monkeypatch.setattr(gpu_kernels, "GpuKernels", lambda autotune: plain())
+    yield SIMULATED["install"](monkeypatch)
+    # Nobody else is to meet the stand-ins.
+    gpu_dispatch._dispatch.cache_clear()
+    cuda_graphs._stream.cache_clear()
 
 
 @pytest.fixture
-def rehearsed(rounded_artifact):
-    """A runtime whose graphs are plain torch on the processor, for batches of up to 4 images."""
-    plan = rounded_artifact.plan
-    program = gpu_program(compile_plan(plan, rounded_artifact.tensors))
-    runtime = object.__new__(CudaRuntime)
-    runtime._device = CPU
-    runtime._input_shape, runtime._output_shape = plan.input_shape, plan.output_shape
-    runtime._execution = GpuExecution(program, CPU, PLAIN["PlainKernels"](), 4)
-    runtime._graphs = Rehearsal(runtime._execution, (1, 2, 4))
-    runtime._read = torch.full((4, *plan.input_shape), torch.nan)
-    runtime._written = torch.full((4, *plan.output_shape), torch.nan)
-    runtime._dispatch = runtime._graphs
-    return runtime
+def rehearsed(replayed, rounded_artifact):
+    return CudaRuntime(rounded_artifact, max_batch_images=4)
 
 
 @pytest.mark.parametrize(
     ("images", "batches"), [(0, []), (1, [1]), (3, [4]), (4, [4]), (11, [4, 4, 4]), (10, [4, 4, 2])]
 )
 def test_requests_are_rounded_up_to_a_graph_and_cut_to_the_largest(
-    rehearsed, rounded_artifact, small_images, images, batches
+    rehearsed, replayed, rounded_artifact, small_images, images, batches
 ):
     x = small_images[:images]
     assert torch.equal(rehearsed.run(x), ReferenceRuntime(rounded_artifact).run(x))
-    assert rehearsed._graphs.replayed == batches
+    assert replayed == batches
+
+
+def test_callers_may_be_in_inference_mode_and_on_several_threads(
+    rehearsed, rounded_artifact, small_images
+):
+    wanted = ReferenceRuntime(rounded_artifact).run(small_images)
+
+    def ask(count):
+        with torch.inference_mode(count % 2 == 0):
+            return rehearsed.run(small_images[:count])
+
+    with ThreadPoolExecutor(4) as threads:
+        for count, found in enumerate(threads.map(ask, range(12))):
+            assert torch.equal(found, wanted[:count])
 
 
 def test_images_of_before_have_no_say_in_a_batch_that_is_not_full(rehearsed, small_images):
@@ -114,11 +109,43 @@ def test_images_of_another_shape_or_dtype_are_refused(rehearsed, x):
         rehearsed.run(x)
 
 
-def test_only_graphs_that_there_are_can_be_replayed(rehearsed):
-    assert rehearsed.static_input(2).shape == (2, 3, 8, 8)
+def test_only_graphs_that_there_are_can_be_replayed(rehearsed, replayed):
+    rehearsed.replay(2)
+    assert rehearsed.static_input(2).shape == (2, 3, 8, 8) and replayed == [2]
     for ask in (rehearsed.static_input, rehearsed.replay):
         with pytest.raises(ValueError, match="1, 2, 4"):
             ask(3)
+
+
+def test_what_a_model_takes_of_the_device_is_told(rehearsed):
+    assert isinstance(rehearsed, Runtime)
+    assert (rehearsed.name, rehearsed.kernels) == ("cuda", "sm_90")
+    assert rehearsed.resident_bytes > 0
+    buffers = rehearsed.device_bytes - rehearsed.resident_bytes - SIMULATED["POOL_BYTES"]
+    assert buffers == 4 * rehearsed.activation_bytes > 0
+
+
+def test_batches_are_smaller_where_memory_is_short(monkeypatch, replayed, rounded_artifact):
+    image_bytes = CudaRuntime(rounded_artifact, batch_sizes=(1,)).activation_bytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (7 * image_bytes, 1 << 40))
+    assert CudaRuntime(rounded_artifact).batch_sizes == (1, 2, 3)
+    assert CudaRuntime(rounded_artifact, batch_sizes=(5, 8)).batch_sizes == (5, 8)
+
+
+def test_a_device_without_room_is_refused_and_says_so(monkeypatch, replayed, rounded_artifact):
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+    with pytest.raises(Unavailable, match="no room") as caught:
+        CudaRuntime(rounded_artifact)
+    assert "'cpu'" in caught.value.remedy
+
+
+def test_a_batch_of_no_images_is_no_batch(rounded_artifact):
+    for sizes in ({"max_batch_images": 0}, {"batch_sizes": (0, 4)}):
+        with pytest.raises(ValueError, match="an image"):
+            CudaRuntime(rounded_artifact, **sizes)
 
 
 def test_graphs_are_made_for_powers_of_two_and_the_cap():
@@ -129,9 +156,9 @@ def test_graphs_are_made_for_powers_of_two_and_the_cap():
 
 
 def test_a_batch_is_bounded_by_memory_and_by_what_kernels_can_count():
-    program = GpuProgram((GpuValue(1 << 20, 32, 2, "i8"),), (), 0)
+    program = GpuProgram((GpuValue(1 << 20, 32, 2, "i8"),), (InputStep(out=0),), 0)
     assert place_values(program).bytes == 1 << 26
-    assert most_images(program, 1 << 28) == 4
+    assert most_images(program, 20 << 26) == 4  # with the images as they come, float32
     assert most_images(program, 1 << 50) == 31
     assert most_images(program, 0) == 1
 

@@ -69,8 +69,10 @@ def machine(monkeypatch, tmp_path):
 
 def test_the_kernels_of_a_gpu_are_those_of_its_architecture(machine):
     machine(Driver((9, 0)))
-    assert gpu_presence.gpu_kernels() == "sm_90" == runtime.kernels_of("cuda")
+    assert gpu_presence.gpu_architecture() == "sm_90" == runtime.kernels_of("cuda")
     assert runtime.choose() == "cuda" == runtime.available()[0]
+    __import__("models.runtime.gpu_kernels")
+    assert runtime.kernels_of("cuda") == "sm_90"
 
 
 @pytest.mark.parametrize(
