@@ -11,6 +11,7 @@ from dbos import error as dbos_error
 from pydantic import ValidationError
 
 from models import runtime
+from models.runtime.gpu_presence import gpu_is_here
 from store.database import open_engine, prepare_database
 from store.errors import Unavailable
 from store.job_record import JobFailed
@@ -50,7 +51,7 @@ def main(stages: Mapping[str, str] = STAGES) -> int:
             log.error("invalid setting", extra=fault)
         return 2
     configure_logs(settings.log_level)
-    if not _runtime_is_here(settings):
+    if not (_device_is_here(settings) and _runtime_is_here(settings)):
         return 2
     logging.getLogger("dbos").addFilter(_is_news)
     stop = threading.Event()
@@ -128,6 +129,15 @@ def _runtime_is_here(settings: WorkerSettings) -> bool:
     measured_with = {"asked": settings.runtime, "runtime": chosen, "kernels": kernels}
     log.info("runtime chosen", extra={**measured_with, "threads": settings.worker_threads})
     return True
+
+
+def _device_is_here(settings: WorkerSettings) -> bool:
+    """Tell whether jobs can be computed where the settings ask for it."""
+    if settings.device != "cuda" or gpu_is_here():
+        return True
+    fault = "There is no NVIDIA GPU here. Give this process one, or use one of: auto, cpu."
+    log.error("invalid setting", extra={"setting": "BITPRESS_DEVICE", "fault": fault})
+    return False
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ from worker.starts import sign_start  # noqa: E402
 from worker.statistics import GramStatistics, LayerStatistics, SampleStatistics  # noqa: E402
 
 gpu = pytest.mark.gpu
+interpreted = pytest.mark.skipif(
+    np.lib.NumpyVersion(np.__version__) >= "2.5.0",
+    reason="Triton's interpreter does not run with this version of NumPy",
+)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
 
 
@@ -70,6 +75,7 @@ BLOCKS = [(1, 1, 40), (2, 9, 33), (3, 16, 5), (4, 19, 64)]
 KINDS = [(torch.float32, False), (torch.float32, True), (torch.float64, False)]
 
 
+@interpreted
 @pytest.mark.parametrize(("dtype", "fixed"), KINDS)
 @pytest.mark.parametrize(("seed", "rows", "filters"), BLOCKS)
 def test_a_block_is_decided_as_on_the_cpu(
@@ -88,6 +94,7 @@ def test_a_gpu_decides_a_block_as_the_cpu(
     Block(seed, rows, filters, dtype, fixed).assert_turned("cuda")
 
 
+@interpreted
 @pytest.mark.parametrize("eliminate", [False, True])
 def test_a_bit_whose_two_values_are_equally_good_stays(eliminate: bool) -> None:
     codes = torch.tensor([[1.0, -1.0, 1.0]])
@@ -107,6 +114,7 @@ def test_a_bit_whose_two_values_are_equally_good_stays(eliminate: bool) -> None:
     assert codes.tolist() == [[1.0, -1.0, 1.0]]
 
 
+@interpreted
 @pytest.mark.parametrize("fixed", [False, True])
 def test_the_operator_is_what_torch_expects(fixed: bool) -> None:
     arguments = Block(7, 3, 5, torch.float32, fixed).arguments()
@@ -149,6 +157,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(descent, "BLOCK_ROWS", 8)
 
 
+@interpreted
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("eliminate", [False, True])
 @pytest.mark.parametrize("samples", [60, 12])

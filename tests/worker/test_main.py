@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from models import runtime
+from models.runtime.gpu_presence import gpu_is_here
 from store.artifacts import ModelStore
 
 # Of conftest.py, which cannot be imported.
@@ -164,12 +165,17 @@ def test_a_worker_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
     assert str(tmp_path) not in ended.stderr
 
 
-@pytest.mark.parametrize(("name", "value"), [("RUNTIME", "quantum"), ("CPU_KERNELS", "abacus")])
+UNUSABLE = [("RUNTIME", "quantum"), ("CPU_KERNELS", "abacus"), ("DEVICE", "cuda")]
+
+
+@pytest.mark.parametrize(("name", "value"), UNUSABLE)
 def test_a_runtime_that_cannot_be_used_ends_the_worker_and_its_setting_is_named(
     tmp_path: Path, name: str, value: str
 ) -> None:
     if name == "CPU_KERNELS" and runtime.choose() != "cpu":
         pytest.skip("there is no runtime cpu here")
+    if name == "DEVICE" and gpu_is_here():
+        pytest.skip("there is an NVIDIA GPU")
     ended = subprocess.run(
         [sys.executable, "-m", "worker"],
         cwd=REPOSITORY,
