@@ -226,8 +226,6 @@ def test_the_kernel_is_compiled_without_fused_roundings_and_without_spills(
 ) -> None:
     names = bit_updates._turn_bits.arg_names
     constants = {"GROWTH": 1.0 + LEAST_GAIN, "ELIMINATE": not fixed, "ROWS": 64, "FILTERS": 32}
-    # As where matrices lie row by row.
-    constants |= {name: 1 for name in names if name.endswith("_column")}
     pointers = {"codes", "rows", "projection", "gram", "scales", "change"}
     signature = {name: "constexpr" if name in constants else "i32" for name in names}
     signature |= dict.fromkeys(pointers, f"*{real}")

@@ -24,8 +24,18 @@ from models.kernels.triton.launching import blocks, launch
 # Filters of a program: a warp's threads.
 FILTERS = 32
 
+# Rows of a program: the block may have fewer, which costs less than another compiled kernel.
+ROWS = 64
 
-@triton.jit
+# Nor is there one for every number of filters: each thread reads single numbers, so that Triton
+# could make nothing of what it knew of these.
+_NUMBERS = [
+    *("count", "filters", "codes_row", "codes_column", "rows_row", "rows_column"),
+    *("projection_row", "projection_column", "gram_row", "gram_column"),
+]
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
 def _turn_bits(
     codes,
     rows,
@@ -150,7 +160,7 @@ def turn_bits(
         *gram.stride(),
         GROWTH=1.0 + least_gain,
         ELIMINATE=scales is None,
-        ROWS=triton.next_power_of_2(count),
+        ROWS=max(ROWS, triton.next_power_of_2(count)),
         FILTERS=FILTERS,
         warps=1,
     )
