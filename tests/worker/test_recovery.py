@@ -190,7 +190,7 @@ def test_a_reaper_looks_at_once_and_survives_its_failures(leases: WorkerLeases) 
     reaper = Reaper(leases, "me", every_s=0.01, ttl_s=30.0, owners=owners)
     reaper.start()
     try:
-        assert all(looks.acquire(timeout=10) for _ in range(3))
+        assert all(looks.acquire(timeout=60) for _ in range(3))
     finally:
         reaper.stop()
 

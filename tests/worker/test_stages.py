@@ -5,6 +5,7 @@ import json
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -223,6 +224,19 @@ def test_a_job_computes_where_its_worker_is_to(
         assert on_gpu.read(role) == on_cpu.read(role)
     for one, other in zip(report["layers"], expected["layers"], strict=True):
         assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("serving", "device"), [("cuda", "cuda"), ("cpu", "cpu")])
+def test_the_original_is_timed_where_the_packed_plan_runs(
+    serving: str, device: str, simulated_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = torch.device("cpu" if device == "cuda" else "cuda:0")
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten()).to(elsewhere)
+    met: list[str] = []
+    network[0].register_forward_pre_hook(lambda _, fed: met.append(fed[0].device.type))
+    served = SimpleNamespace(name=serving)
+    answers = evaluation_stage._original(network, served)(torch.ones(1, 1, 3, 3))
+    assert (answers.device.type, met) == ("cpu", [device])
 
 
 def test_a_gpu_that_is_not_there_is_missed_before_anything_is_done(

@@ -79,11 +79,11 @@ def trainer_of(full, recipe, *, teacher=True, images=None, rule=None, seed=11, d
     )
 
 
-def untrained_trainer(images=IMAGES, **recipe):
+def untrained_trainer(images=IMAGES, device="cpu", **recipe):
     """What a process of its own makes of JSON arguments, the same in every process."""
     recipe = {key: tuple(one) if isinstance(one, list) else one for key, one in recipe.items()}
     full = digits_network().eval()
-    return trainer_of(full, Recipe(**recipe), images=digit_images(images))
+    return trainer_of(full, Recipe(**recipe), images=digit_images(images), device=device)
 
 
 def accuracy(network):
@@ -179,7 +179,7 @@ def test_a_new_process_trains_the_next_epoch_bit_for_bit(tmp_path):
         [sys.executable, "-c", program, json.dumps(recipe), *files, threads],
         cwd=REPOSITORY,
         check=True,
-        timeout=120,
+        timeout=600,
     )
     assert same(load_file(files[1]), smooth.state())
 
@@ -363,6 +363,30 @@ def test_a_gpu_trains_what_a_cpu_trains(full, name, tmp_path):
     finished = resumed.finished()
     assert {tensor.device.type for tensor in finished.state_dict().values()} == {"cpu"}
     assert accuracy(finished) > max(accuracy(binarized(full)), 0.7)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+def test_a_process_of_torchrun_trains_on_its_gpu_as_this_one_does(tmp_path):
+    recipe = dataclasses.asdict(recipe_of("sgd", average=0.5))
+    alone = untrained_trainer(images=64, device="cuda", **recipe)
+    expected = alone.epoch(0, silent)
+    figures = train_epoch(
+        "tests.worker.test_training:untrained_trainer",
+        {"images": 64, "device": "cuda", **recipe},
+        0,
+        state=None,
+        result=tmp_path / "state.safetensors",
+        processes=1,
+        threads=1,
+        progress=silent,
+        device="cuda",
+    )
+    assert figures.loss == pytest.approx(expected.loss, rel=1e-4)
+    found, wanted = load_file(tmp_path / "state.safetensors"), alone.state()
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-4)
 
 
 def test_seeds_give_different_results(full):
@@ -549,7 +573,7 @@ def test_a_process_whose_torchrun_is_gone_ends_before_it_looks_for_the_others(tm
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")

@@ -46,6 +46,7 @@ from worker.stages.surroundings import (
     without_fraction,
     write_json,
 )
+from worker.training.processes import this_device
 
 
 def evaluate(context: StageContext) -> Mapping[str, Step]:
@@ -158,7 +159,7 @@ def _trained_forms(networks: JobNetworks, refs: Refs, device: torch.device) -> d
 
 def _original(network: nn.Module, served: runtime.Runtime) -> Predict:
     """Return ``network`` where the packed plan is ``served``: the two are timed on one device."""
-    return channels_last(network.to("cuda" if served.name == "cuda" else "cpu"))
+    return channels_last(network.to(this_device("cuda" if served.name == "cuda" else "cpu")))
 
 
 def _unrounded(network: nn.Module, packed: artifact.Artifact) -> artifact.Artifact:
