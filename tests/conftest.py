@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 REPOSITORY = Path(__file__).parents[1]
-DEADLINE_S = 90.0
+DEADLINE_S = 300.0
 
 _LOCAL_POSTGRES = "postgresql://127.0.0.1:5432/postgres"
 

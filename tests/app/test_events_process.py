@@ -20,7 +20,7 @@ from store.jobs import JobStore
 from store.specs import parse_spec
 
 REPOSITORY = Path(__file__).parents[2]
-DEADLINE_S = 120
+DEADLINE_S = 600
 SPEC = {
     "name": "digits",
     "architecture": "digits_cnn",

@@ -16,7 +16,7 @@ import pytest
 from models import runtime
 
 REPOSITORY = Path(__file__).parents[2]
-DEADLINE_S = 120
+DEADLINE_S = 600
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

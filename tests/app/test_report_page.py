@@ -420,7 +420,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             [*command, (folder / "page.html").as_uri()],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=True,
         )
         return ran.stdout, "\n".join(line for line in ran.stderr.splitlines() if "CONSOLE" in line)

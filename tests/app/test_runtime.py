@@ -25,7 +25,7 @@ from models.runtime import Runtime
 from store.errors import Unavailable
 from store.logs import JsonFormatter
 
-DEADLINE_S = 60
+DEADLINE_S = 300
 SIDE = 48
 
 

@@ -57,7 +57,7 @@ def test_a_process_may_end_while_a_daemon_thread_computes(threads):
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         assert result.returncode == 0, result.stderr

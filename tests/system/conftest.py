@@ -31,7 +31,7 @@ from store.specs import parse_spec
 from store.uploads import UploadStore
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 120
+DEADLINE_S = 600
 CLASSES = ("dark", "light", "striped")
 SIDE = 16
 

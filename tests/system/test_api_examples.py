@@ -37,7 +37,7 @@ pytestmark = [
 ]
 
 PAGE = (Path(__file__).parents[2] / "docs/API.md").read_text()
-DEADLINE_S = 120
+DEADLINE_S = 600
 SPEC = CompressSpec(
     name="digits",
     architecture="digits_cnn",

@@ -43,7 +43,7 @@ from store.artifacts import ModelStore
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 120
+DEADLINE_S = 600
 MIB = 2**20
 LABELS = ("cat", "dog", "owl")
 LIMITS = {

@@ -28,7 +28,7 @@ from client.types import JobEvent
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 120
+DEADLINE_S = 600
 NETWORK = "--architecture digits_cnn --channels 1 --size 8 --mean 0.305 --std 0.376"
 QUICK = f"{NETWORK} --parameter sweeps=2 --calibration-images 100"
 # Long enough to be met while it runs.

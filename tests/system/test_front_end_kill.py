@@ -24,7 +24,7 @@ StartWorker = Any
 WaitUntil = Any
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 60
+DEADLINE_S = 300
 LAST = {"succeeded", "rejected", "failed", "cancelled"}
 
 

@@ -129,7 +129,7 @@ def service(
         patch.setenv("BITPRESS_QUEUE_POLL_S", "0.1")
         patch.setattr(tempfile, "tempdir", None)
         with small_disk_at(folder / "disk") as disk, running(disk.place / "data") as up:
-            with httpx.Client(base_url=up.url, timeout=120, trust_env=False) as http:
+            with httpx.Client(base_url=up.url, timeout=600, trust_env=False) as http:
                 assert register(http, archive(SIDE), "animals").status_code == 201
                 yield Service(up, http, disk, scratch)
             assert up.stop() == 0
