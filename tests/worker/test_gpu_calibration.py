@@ -190,7 +190,8 @@ def test_a_gpu_calibrates_as_a_cpu(method: str, parameters: dict[str, Any]) -> N
         assert {name: tensor.shape for name, tensor in tensors.items()} == {
             name: tensor.shape for name, tensor in tensors_of(other).items()
         }
-        assert one.losses[-1:] == pytest.approx(other.losses[-1:], rel=0.05, abs=1e-3)
+        # What the later layers are fed differs in rounding, and so may some bits of so few filters.
+        assert one.losses[-1:] == pytest.approx(other.losses[-1:], rel=0.1, abs=5e-3)
     # The first layer sees the images themselves, so that rounding alone is between the two.
     assert found[0].losses[-1:] == pytest.approx(expected[0].losses[-1:], rel=1e-3)
     assert found_scales.keys() == scales.keys()
