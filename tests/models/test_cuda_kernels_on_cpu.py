@@ -9,18 +9,18 @@ import itertools
 import runpy
 import shutil
 import subprocess
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from models import bits
-from models.kernels.cuda import configurations
-from models.kernels.cuda.configurations import TILES, Popcount, Tiles, candidates, grid
-from models.kernels.cuda.constants import pack_constants, product_constants
-from models.kernels.cuda.weight_sums import tap_sums
+from models.kernels.cuda import launch_pack, launch_product, operators, tap_sums
+from models.kernels.cuda.configurations import NARROW, TILES, Popcount, Tiles, candidates
 from models.kernels.product_shape import Epilogue, ProductShape
 
 REPOSITORY = Path(__file__).parents[2]
@@ -45,78 +45,76 @@ class _Grid(ctypes.Structure):
 class Kernel:
     """A kernel of a CUDA source, in a library of its own."""
 
-    def __init__(self, path):
+    def __init__(self, path, name, configuration):
         self.library = ctypes.CDLL(str(path))
         self.library.set_constant.argtypes = [ctypes.c_char_p, ctypes.c_double]
-
-    def configure(self, constants, *, built_in=()):
-        for name, value in constants.items():
-            if name not in built_in:
-                assert self.library.set_constant(name.encode(), value), name
-
-    def run_product(self, product, configuration, *, seed=0, late_copies=True):
-        """Return what the kernel keeps of a product, and the levels that it keeps besides."""
+        self.name = name
         tensor_cores = isinstance(configuration, Tiles)
-        built_in = {name.upper() for name in asdict(configuration)} if tensor_cores else ()
-        self.configure(
-            product_constants(product.shape, product.epilogue, configuration), built_in=built_in
-        )
-        out = noise(product.out_shape, product.out_dtype)
-        also = noise(product.x.shape[:1] + product.shape.out_shape(1, "i8")[1:], np.int8)
-        written, behind = (out, also), [one.base[-GUARD:].copy() for one in (out, also)]
-        levels = out if product.epilogue.kept == "i8" else also
-        words = product.weight_words
-        arrays = [product.x_words, words]
-        if tensor_cores:
-            arrays.append(tap_sums(torch.from_numpy(words), product.shape).numpy())
-        names = ("base_scale", "affine", "slope", "threshold", "residual")
-        arrays += [product.numbers.get(name) for name in names]
-        blocks = grid(product.shape, len(product.x), configuration)
-        pixels = len(product.x) * product.shape.out_hw[0] * product.shape.out_hw[1]
-        aligned = [None if array is None else aligned_copy(array) for array in arrays]
-        self.library.run_product(
-            ctypes.byref(_Grid(*blocks, seed, late_copies)),
-            *map(address, [*aligned, out, levels]),
-            ctypes.c_int(pixels),
-        )
-        for one, guard in zip(written, behind, strict=True):
-            np.testing.assert_array_equal(one.base[-GUARD:], guard)
-        return written
+        self.built_in = {one.upper() for one in asdict(configuration)} if tensor_cores else ()
+
+    @contextmanager
+    def instead_of_a_device(self, *, seed=0, late_copies=True):
+        """Let the operators launch this kernel, on tensors in the processor's memory."""
+
+        def enqueue(kernel, constants, grid, threads, arguments, device):
+            assert (kernel, threads) == (self.name, self.library.threads())
+            for name, value in constants.items():
+                known = name in self.built_in or self.library.set_constant(name.encode(), value)
+                assert known, name
+            given = [address(one) if isinstance(one, Tensor) else one for one in arguments]
+            self.library.run(ctypes.byref(_Grid(*grid, seed, late_copies)), *given)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(operators, "enqueue", enqueue)
+            patch.setattr(torch.ops.bitpress, "conv_bits_b1", operators._run_product)
+            patch.setattr(torch.ops.bitpress, "pack_signs", operators._run_pack)
+            yield
+
+    def run_product(self, product, configuration, **run):
+        """Return what the kernel keeps of a product, and the levels that it keeps besides."""
+        words, tensors = product.tensors(tap_sums, "cpu")
+        out = Guarded(product.out_shape, product.out_dtype)
+        also = Guarded(product.shape.out_shape(len(product.x), "i8"), np.int8)
+        if product.epilogue.also_levels is not None:
+            tensors = replace(tensors, also=also.tensor)
+        with self.instead_of_a_device(**run):
+            launch_product(
+                torch.from_numpy(product.x_words),
+                words,
+                tensors,
+                product.shape,
+                product.epilogue,
+                out.tensor,
+                configuration,
+            )
+        return out.numbers(), also.numbers()
 
     def run_pack(self, x, threshold, channels):
-        half = x.dtype == np.float16
-        self.configure(pack_constants(channels, half=half, threshold=threshold is not None))
-        out = noise((*x.shape[:-1], -(-channels // 32)), np.int32)
-        behind = out.base[-GUARD:].copy()
-        self.library.run_pack(
-            ctypes.byref(_Grid(-(-out.size // 32), 1, 1, 0, 1)),
-            address(x),
-            address(threshold),
-            address(out),
-            ctypes.c_int64(out.size),
-        )
-        np.testing.assert_array_equal(out.base[-GUARD:], behind)
-        return out
+        out = Guarded((*x.shape[:-1], -(-channels // 32)), np.int32)
+        with self.instead_of_a_device():
+            given = None if threshold is None else torch.from_numpy(threshold)
+            launch_pack(torch.from_numpy(x), channels, given, out.tensor)
+        return out.numbers()
 
 
-def noise(shape, dtype):
-    """An array that holds anything, in front of a guard, in memory that begins at 16 bytes."""
-    count = int(np.prod(shape)) + GUARD
-    whole = aligned_copy(np.random.default_rng(1).integers(-99, 99, count).astype(dtype))
-    return whole[:-GUARD].reshape(shape)
+class Guarded:
+    """A tensor that holds anything, in front of memory that nobody may touch."""
+
+    def __init__(self, shape, dtype):
+        count = int(np.prod(shape))
+        noise = np.random.default_rng(1).integers(-99, 99, count + GUARD).astype(dtype)
+        self._whole = torch.from_numpy(noise)
+        self._behind = noise[count:].copy()
+        self.tensor = self._whole[:count].view(*shape)
+
+    def numbers(self):
+        """Return what is in the tensor now, and see that the guard is as it was."""
+        np.testing.assert_array_equal(self._whole[-GUARD:].numpy(), self._behind)
+        return self.tensor.numpy()
 
 
-def aligned_copy(array):
-    """A copy whose address is a multiple of 16 bytes, as on a GPU; it owns no other memory."""
-    room = np.empty(array.nbytes + 16, np.uint8)
-    first = -room.ctypes.data % 16
-    copy = room[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-def address(array):
-    return ctypes.c_void_p(None if array is None else array.ctypes.data)
+def address(tensor):
+    return ctypes.c_void_p(tensor.data_ptr())
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +145,7 @@ def compiled(folder, name, configuration, number):
         ],
         check=True,
     )  # fmt: skip
-    return Kernel(target)
+    return Kernel(target, name, configuration)
 
 
 def check(kernel, product, configuration, **run):
@@ -170,7 +168,6 @@ def test_tensor_cores_make_what_the_formulas_say(build, configuration, kept):
 @pytest.mark.parametrize("channels", [1, 31, 32, 33, 64, 96, 128, 160, 256, 300])
 @pytest.mark.parametrize("kept", ["f32", "b1"])
 def test_any_number_of_channels_fills_whole_words(build, channels, kept):
-    narrow = configurations.NARROW
     rng = np.random.default_rng(channels)
     shape = ProductShape(channels, 9, (3, 3), padding=(1, 1), in_hw=(3, 4))
     product = made["SignProduct"](
@@ -180,7 +177,7 @@ def test_any_number_of_channels_fills_whole_words(build, channels, kept):
         2 * rng.integers(0, 2, (1, 9, channels, 3, 3), dtype=np.int8) - 1,
         {},
     )
-    check(build("tensor_product", narrow), product, narrow)
+    check(build("tensor_product", NARROW), product, NARROW)
     check(build("popcount_product"), product, Popcount())
 
 

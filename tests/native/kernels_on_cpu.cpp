@@ -42,7 +42,7 @@ struct Grid {
   int late_copies;
 };
 
-void run(const Grid& grid, std::function<void()> kernel) {
+void run_all(const Grid& grid, std::function<void()> kernel) {
   device::run_grid(grid.across, grid.down, grid.deep, THREADS, grid.seed, grid.late_copies != 0,
                    std::move(kernel));
 }
@@ -66,27 +66,26 @@ int set_constant(const char* name, double value) {
 int threads() { return THREADS; }
 
 #if defined(RUNS_TENSOR_PRODUCT)
-void run_product(const Grid* grid, const Word* x, const Word* weights, const int* tap_sums,
-                 const float* base_scale, const float* affine, const float* slope,
-                 const float* threshold, const void* residual, void* out, signed char* levels,
-                 int pixels) {
-  run(*grid, [=] {
+void run(const Grid* grid, const Word* x, const Word* weights, const int* tap_sums,
+         const float* base_scale, const float* affine, const float* slope, const float* threshold,
+         const void* residual, void* out, signed char* levels, int pixels) {
+  run_all(*grid, [=] {
     tensor_product(x, weights, tap_sums, base_scale, affine, slope, threshold, residual, out,
                    levels, pixels);
   });
 }
 #elif defined(RUNS_POPCOUNT_PRODUCT)
-void run_product(const Grid* grid, const Word* x, const Word* weights, const float* base_scale,
-                 const float* affine, const float* slope, const float* threshold,
-                 const void* residual, void* out, signed char* levels, int pixels) {
-  run(*grid, [=] {
+void run(const Grid* grid, const Word* x, const Word* weights, const float* base_scale,
+         const float* affine, const float* slope, const float* threshold, const void* residual,
+         void* out, signed char* levels, int pixels) {
+  run_all(*grid, [=] {
     popcount_product(x, weights, base_scale, affine, slope, threshold, residual, out, levels,
                      pixels);
   });
 }
 #else
-void run_pack(const Grid* grid, const void* x, const float* threshold, Word* out, Size words) {
-  run(*grid, [=] { pack_signs(x, threshold, out, words); });
+void run(const Grid* grid, const void* x, const float* threshold, Word* out, Size words) {
+  run_all(*grid, [=] { pack_signs(x, threshold, out, words); });
 }
 #endif
 }

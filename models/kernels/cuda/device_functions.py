@@ -3,13 +3,16 @@
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from models.kernels.cuda.compilation import architecture, cubin, cuda_core
 from models.kernels.cuda.constants import Constants
+
+# The default stream by the name that is no null pointer, which may be taken for none at all.
+_DEFAULT_STREAM: Final = 1
 
 Grid = tuple[int, int, int]
 Argument = Tensor | ctypes.c_int32 | ctypes.c_int64 | None
@@ -31,11 +34,12 @@ def enqueue(
         Unavailable: the kernel is not in the cache, and there is no compiler.
     """
     core = cuda_core()
-    stream = torch.cuda.current_stream(device)
-    core.Device(stream.device_index).set_current()  # of this thread, which may be a new one
-    function = _loaded(kernel, tuple(constants.items()), stream.device_index)
     config = core.LaunchConfig(grid=grid, block=threads)
-    core.launch(_TorchStream(stream), config, function, *map(_passed, arguments))
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
+        core.Device(stream.device_index).set_current()  # of this thread, which may be a new one
+        function = _loaded(kernel, tuple(constants.items()), stream.device_index)
+        core.launch(_TorchStream(stream), config, function, *map(_passed, arguments))
 
 
 class _TorchStream:
@@ -45,7 +49,7 @@ class _TorchStream:
         self._stream = stream
 
     def __cuda_stream__(self) -> tuple[int, int]:
-        return (0, self._stream.cuda_stream)
+        return (0, self._stream.cuda_stream or _DEFAULT_STREAM)
 
 
 @cache

@@ -95,10 +95,7 @@ def launch_pack(x: Tensor, channels: int, threshold: Tensor | None, out: Tensor)
     torch.ops.bitpress.pack_signs(x, threshold, out, channels)
 
 
-@torch.library.custom_op(
-    "bitpress::conv_bits_b1", mutates_args=("out", "also"), device_types="cuda"
-)
-def conv_bits_b1(
+def _run_product(
     x: Tensor,
     words: Tensor,
     tap_sums: Tensor,
@@ -134,8 +131,22 @@ def conv_bits_b1(
     )
 
 
-@conv_bits_b1.register_fake
-def _(
+def _run_pack(x: Tensor, threshold: Tensor | None, out: Tensor, channels: int) -> None:
+    """`launch_pack`."""
+    _check_pack(x, threshold, out, channels)
+    if out.numel() == 0:
+        return
+    enqueue(
+        "pack_signs",
+        pack_constants(channels, half=x.dtype == torch.float16, threshold=threshold is not None),
+        (-(-out.numel() // _PACK_BLOCK_WORDS), 1, 1),
+        _PACK_THREADS,
+        (x, threshold, out, ctypes.c_int64(out.numel())),
+        x.device,
+    )
+
+
+def _trace_product(
     x: Tensor,
     words: Tensor,
     tap_sums: Tensor,
@@ -151,27 +162,6 @@ def _(
 ) -> None:
     finishing = (base_scale, affine, slope, threshold, residual)
     _check_product(x, words, tap_sums, finishing, out, also, *decoded(description))
-
-
-@torch.library.custom_op("bitpress::pack_signs", mutates_args=("out",), device_types="cuda")
-def pack_signs(x: Tensor, threshold: Tensor | None, out: Tensor, channels: int) -> None:
-    """`launch_pack`."""
-    _check_pack(x, threshold, out, channels)
-    if out.numel() == 0:
-        return
-    enqueue(
-        "pack_signs",
-        pack_constants(channels, half=x.dtype == torch.float16, threshold=threshold is not None),
-        (-(-out.numel() // _PACK_BLOCK_WORDS), 1, 1),
-        _PACK_THREADS,
-        (x, threshold, out, ctypes.c_int64(out.numel())),
-        x.device,
-    )
-
-
-@pack_signs.register_fake
-def _(x: Tensor, threshold: Tensor | None, out: Tensor, channels: int) -> None:
-    _check_pack(x, threshold, out, channels)
 
 
 def _check_product(
@@ -227,6 +217,16 @@ def _check_pack(x: Tensor, threshold: Tensor | None, out: Tensor, channels: int)
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
     if tensor.dtype != dtype or tuple(tensor.shape) != sizes or not tensor.is_contiguous():
         raise ValueError(f"{name} must be contiguous {dtype} {sizes}")
+
+
+_conv_bits_b1 = torch.library.custom_op(
+    "bitpress::conv_bits_b1", _run_product, mutates_args=("out", "also"), device_types="cuda"
+)
+_conv_bits_b1.register_fake(_trace_product)
+_pack_signs = torch.library.custom_op(
+    "bitpress::pack_signs", _run_pack, mutates_args=("out",), device_types="cuda"
+)
+_pack_signs.register_fake(_check_pack)
 
 
 def _encoded(config: Configuration) -> str:
