@@ -62,9 +62,8 @@ def kept_levels(y, levels):
 
 
 class PlainProduct:
-    resident_bytes = 0
-
     def __init__(self, step):
+        self.resident_bytes = step.words.nbytes
         self._shape, self._finish = step.shape, step.finish
         taps = signs(step.words, step.shape.group_channels)
         self._weights = taps.unflatten(2, step.shape.kernel).permute(0, 1, 4, 2, 3)
