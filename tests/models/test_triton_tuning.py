@@ -10,6 +10,8 @@ from models.kernels.product_shape import Epilogue, ProductShape, ProductTensors
 
 pytest.importorskip("triton")
 
+from triton.runtime.errors import OutOfResources
+
 from models.kernels.triton import tuning
 from models.kernels.triton.configurations import Configuration, candidates, heuristic
 
@@ -107,3 +109,13 @@ def test_on_a_cpu_the_rule_decides():
     words = torch.zeros(SHAPE.words_shape, dtype=torch.int32)
     chosen = tuning.choose(x, words, ProductTensors(), SHAPE, PLAIN, out, measure=True)
     assert chosen == heuristic(SHAPE, PLAIN, 2) == candidates(SHAPE, PLAIN, 2)[0]
+
+
+@pytest.mark.parametrize(
+    "error", [OutOfResources(300_000, 232_448, "shared memory"), RuntimeError("a pass failed")]
+)
+def test_what_cannot_run_takes_for_ever(error):
+    def fail():
+        raise error
+
+    assert tuning.device_seconds([fail, fail]) == [math.inf, math.inf]

@@ -4,10 +4,10 @@ Which is fastest is found out by measuring (`models.kernels.triton.tuning`); the
 that cannot be done, and says which candidates are worth a measurement.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from models.kernels.product_shape import WORD_BITS, Epilogue, ProductShape
+from models.kernels.product_shape import WORD_BITS, Epilogue, ProductShape, ValueKind
 
 HOPPER: Final = (9, 0)
 
@@ -16,6 +16,30 @@ _MOST_SPLITS: Final = 16
 # A filter that reads fewer channels would leave most of a tensor core's tile empty.
 _LEAST_TILE_CHANNELS: Final = 16
 _MOST_VECTOR_PIXELS: Final = 8
+
+# Each takes seconds to compile, where it is to be measured.
+_MOST_CANDIDATES: Final = 4
+
+_BYTES: Final[dict[ValueKind, int]] = {"f16": 2, "f32": 4, "i8": 1}
+# A tensor core multiplies 32 bytes of either factor at a time; float32 is multiplied three times.
+_CHANNEL_BLOCKS: Final[dict[ValueKind, tuple[int, ...]]] = {
+    "f16": (32, 64),
+    "f32": (32,),
+    "i8": (32, 64, 128),
+}
+# Sums are kept in registers, of which there are half as many for them before Hopper.
+_MOST_TILE: Final[dict[ValueKind, int]] = {
+    "f16": 128 * 256,
+    "f32": 64 * 64,
+    "i8": 128 * 128,
+}
+
+_LEAST_SHARED_BYTES: Final = 96 << 10
+_SHARED_BYTES: Final[dict[tuple[int, int], int]] = {
+    (8, 0): 160 << 10,
+    (9, 0): 220 << 10,
+    (10, 0): 220 << 10,
+}
 
 Capability = tuple[int, int]
 
@@ -71,48 +95,60 @@ def candidates(
             for filters in _fitting((32, 64, 128), shape.filters)
         ]
     if is_vector(shape, pixels):
-        return _vector_candidates(shape, epilogue, pixels)
-    return _tile_candidates(shape, epilogue, pixels, capability >= HOPPER)
+        return _vector_candidates(epilogue, capability)
+    return _tile_candidates(shape, epilogue, pixels, capability)
 
 
-def _vector_candidates(shape: ProductShape, epilogue: Epilogue, pixels: int) -> list[Configuration]:
+def shared_bytes(config: Configuration, read: ValueKind) -> int:
+    """Return about how much of a multiprocessor's shared memory a program takes in its loop."""
+    block = config.slices * config.channel_block
+    numbers = config.pixel_block * block * _BYTES[read]
+    packed = config.filter_block * block // 8
+    # What cannot be the left factor in registers is written down unpacked.
+    in_registers = config.filters_first and read != "f32"
+    unpacked = 0 if in_registers else config.filter_block * block * _BYTES[read]
+    return config.stages * (numbers + packed) + unpacked
+
+
+def _vector_candidates(epilogue: Epilogue, capability: Capability) -> list[Configuration]:
     least = WORD_BITS if epilogue.kept == "b1" else 16
-    wide = [
+    divisor = 4 if epilogue.read == "f32" else 1
+    found = [
         Configuration(
-            max(filters, least), 8, channels, warps=slices, stages=stages, slices=slices,
-            filters_first=True,
+            max(filters, least), 8, max(channels // divisor, WORD_BITS), warps=slices, stages=4,
+            slices=slices, filters_first=True,
         )
-        for filters in (16, 32, 64)
-        for slices in (4, 8)
-        for channels in (64, 128, 256)
-        for stages in (2, 4)
-        if slices * channels <= max(shape.in_channels, 4 * 64)
+        for filters, slices, channels in ((16, 4, 128), (16, 8, 128), (32, 4, 128), (16, 4, 64))
     ]  # fmt: skip
-    return list(dict.fromkeys(wide))
+    return list(dict.fromkeys(_shallow(config, epilogue.read, capability) for config in found))
 
 
 def _tile_candidates(
-    shape: ProductShape, epilogue: Epilogue, pixels: int, hopper: bool
+    shape: ProductShape, epilogue: Epilogue, pixels: int, capability: Capability
 ) -> list[Configuration]:
-    channel_blocks = _fitting((64, 128) if epilogue.read == "i8" else (32, 64), _tap_bits(shape))
-    found = []
-    for filters in _fitting((32, 64, 128), shape.group_filters):
-        for block in _fitting((16, 32, 64, 128, 256), pixels):
-            for channels in channel_blocks:
-                if hopper or filters * block <= 128 * 128:
-                    found.append(_tile(shape, epilogue, pixels, filters, block, channels, hopper))
+    hopper = capability[0] == HOPPER[0]
+    most = _MOST_TILE[epilogue.read] // (1 if hopper else 2)
+    found = [
+        _shallow(_tile(shape, pixels, filters, block, channels, hopper), epilogue.read, capability)
+        for filters in _fitting((32, 64, 128), shape.group_filters)
+        for block in _fitting((16, 32, 64, 128, 256), pixels)
+        for channels in _fitting(_CHANNEL_BLOCKS[epilogue.read], shape.tap_words * WORD_BITS)
+        if filters * block <= most
+    ]
     # Wide tiles read the least, but every processor has to have one.
-    return sorted(found, key=lambda tile: _cost(shape, pixels, tile))[:8]
+    return sorted(found, key=lambda tile: _cost(shape, pixels, tile))[:_MOST_CANDIDATES]
+
+
+def _shallow(config: Configuration, read: ValueKind, capability: Capability) -> Configuration:
+    """Return ``config`` with no more stages than shared memory holds, but two at least."""
+    most = _SHARED_BYTES.get(capability, _LEAST_SHARED_BYTES)
+    while config.stages > 2 and shared_bytes(config, read) > most:
+        config = replace(config, stages=config.stages - 1)
+    return config
 
 
 def _tile(
-    shape: ProductShape,
-    epilogue: Epilogue,
-    pixels: int,
-    filters: int,
-    block: int,
-    channels: int,
-    hopper: bool,
+    shape: ProductShape, pixels: int, filters: int, block: int, channels: int, hopper: bool
 ) -> Configuration:
     tiles = _blocks(pixels, block) * shape.groups * _blocks(shape.group_filters, filters)
     steps = shape.taps * _blocks(shape.group_channels, channels)
@@ -146,10 +182,6 @@ def _cost(shape: ProductShape, pixels: int, tile: Configuration) -> tuple[float,
 def _fitting(sizes: tuple[int, ...], length: int) -> list[int]:
     """Return the sizes that are not much too large for ``length``, the least at any rate."""
     return [size for size in sizes if size == sizes[0] or size < 2 * length]
-
-
-def _tap_bits(shape: ProductShape) -> int:
-    return shape.tap_words * WORD_BITS
 
 
 def _blocks(length: int, block: int) -> int:

@@ -12,6 +12,7 @@ different orders, so that two devices may differ by what float32 rounds.
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -25,7 +26,7 @@ from typing import Any, Final
 import torch
 import triton
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
+from triton.errors import TritonError
 
 from models.kernels.product_shape import Epilogue, ProductShape, ProductTensors
 from models.kernels.triton.configurations import Configuration, candidates
@@ -38,6 +39,8 @@ TUNED: Final = Path(__file__).with_name("tuned")
 _REPEATS: Final = 10
 # Configurations take turns: a clock that changes changes for all of them.
 _ROUNDS: Final = 3
+
+_log: Final = logging.getLogger("bitpress.models")
 
 Seconds = Callable[[Sequence[Configuration]], Sequence[float]]
 
@@ -110,7 +113,7 @@ def device_file_name(device: str) -> str:
 
 
 def device_seconds(launches: Sequence[Callable[[], None]]) -> list[float]:
-    """Return how long each takes on the device, infinity where it asks too much of that."""
+    """Return how long each takes on the device, infinity where it cannot run."""
     graphs = [_captured(launch) for launch in launches]
     best = [math.inf] * len(launches)
     for index in [*range(len(launches))] * _ROUNDS:
@@ -132,9 +135,10 @@ def _event() -> torch.cuda.Event:
 def _captured(launch: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
     try:
         launch()
-    except OutOfResources:  # more shared memory than a multiprocessor has
+    except (RuntimeError, TritonError) as error:  # too large for the device, or for the compiler
+        _log.info("A configuration of a GPU kernel cannot be used: %s", type(error).__name__)
         return None
-    torch.cuda.synchronize()
+    torch.cuda.synchronize()  # an error of the device itself comes out here
     graph = torch.cuda.CUDAGraph()
     # Other threads may go on with what a recording of the whole process would not stand.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
