@@ -54,7 +54,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         *("--no-autotune",),
         dest="autotune",
         action="store_false",
-        help="choose kernels by rule, which spares minutes of measuring them",
+        help="take kernels that were chosen before, or by rule: spares minutes of measuring them",
     )
     add("--json", type=Path, metavar="FILE", help="where to write the figures")
     return parser.parse_args(given)
@@ -85,7 +85,10 @@ def main(given: Sequence[str] | None = None) -> int:
             write_record(asked.json, seed=SEED, figures=figures, circumstances=circumstances)
 
     wanted = (asked.nets, asked.batches, asked.layer_batches, asked.calibrate)
-    session.run(tasks(*wanted, calibrating.IMAGES), keep)
+    try:
+        session.run(tasks(*wanted, calibrating.IMAGES), keep)
+    except KeyboardInterrupt:
+        session.failures.append("interrupted: what comes after was not measured")
     keep()
     print_tables(session, asked.nets, asked.layer_batches)
     return int(bool(session.failures))

@@ -376,6 +376,13 @@ def test_steps_end_in_time(code: str, limit_s: float, outcome: str) -> None:
     assert gpu_check.run(Step("step", [sys.executable, "-c", code], 60.0), limit_s) == outcome
 
 
+def test_what_is_over_its_time_may_say_what_it_has_found(capfd: pytest.CaptureFixture[str]) -> None:
+    code = "trap 'echo half of it; exit 1' INT; while :; do sleep 0.1; done"
+    step = Step("step", ["sh", "-c", code], 60.0)
+    assert gpu_check.run(step, 4.0).startswith("FAILED: not done")
+    assert "half of it" in capfd.readouterr().out
+
+
 def test_a_checker_that_is_not_there_is_left_out() -> None:
     assert gpu_check.run(Step("memcheck", None, 1.0), 1.0).startswith("left out")
 
@@ -387,6 +394,7 @@ def test_the_benchmark_gets_the_time_that_is_left() -> None:
     assert last.limit_s == 125.0
     asked = gpu.arguments(list(last.command or [])[3:])
     assert (asked.limit, asked.json) == (100.0, Path("figures.json"))
+    assert not asked.autotune
 
 
 def test_all_tests_that_need_a_gpu_are_run(tmp_path: Path) -> None:
@@ -395,6 +403,26 @@ def test_all_tests_that_need_a_gpu_are_run(tmp_path: Path) -> None:
     assert "tests/worker/test_training.py" in command
     # This file speaks of the mark, and has none.
     assert f"tests/system/{Path(__file__).name}" not in command
+
+
+def test_tables_are_printed_of_what_was_measured_before_an_interruption(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "require_card", lambda: None)
+    monkeypatch.setattr(gpu, "card", lambda: {"gpu": "a card"})
+
+    def network(session: Session, task: Task) -> None:
+        if task.images == 64:
+            raise KeyboardInterrupt
+        session.figures[f"{task.net}.b{task.images}.w1a16_ms"] = 123.0
+        session.cells.append((task.net, task.images))
+
+    monkeypatch.setattr(Session, "_network", network)
+    given = ["--nets=resnet18", "--batches=1,64", "--layer-batches=", "--calibrate="]
+    assert gpu.main(given) == 1
+    shown = capsys.readouterr().out
+    assert "123" in shown
+    assert "FAILED: interrupted" in shown
 
 
 def test_figures_become_a_record_and_tables(
