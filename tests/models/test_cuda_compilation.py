@@ -21,7 +21,7 @@ from models.kernels.cuda.configurations import (
     candidates,
     heuristic,
 )
-from models.kernels.cuda.constants import pack_constants, product_constants
+from models.kernels.cuda.constants import product_constants
 from models.kernels.product_shape import Epilogue, Levels, ProductShape
 from store.errors import Unavailable
 
@@ -42,10 +42,6 @@ COUNT = "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc"
 def text_of(configuration, kept="b1"):
     name = "tensor_product" if isinstance(configuration, Tiles) else "popcount_product"
     return program_text(name, product_constants(SHAPE, EPILOGUES[kept], configuration))
-
-
-def pack_text():
-    return program_text("pack_signs", pack_constants(45, half=True, threshold=True))
 
 
 def assembled(text, arch):
@@ -73,7 +69,7 @@ def test_every_source_is_part_of_a_program_and_includes_nothing():
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_program_compiles_to_machine_code(arch):
-    for text in (text_of(NARROW), text_of(Popcount()), pack_text()):
+    for text in (text_of(NARROW), text_of(Popcount())):
         assert compilation.compiled(text, arch).startswith(b"\x7fELF")
 
 
@@ -113,31 +109,37 @@ def assert_rounds_one_by_one(ptx):
     assert "fma.rn" not in ptx
 
 
+def constants_of(channels):
+    return product_constants(ProductShape(channels, 32), Epilogue("b1", "f32"), Popcount())
+
+
 def test_a_program_is_compiled_once(tmp_path, monkeypatch):
     monkeypatch.setenv("BITPRESS_CACHE_DIR", str(tmp_path))
-    constants = pack_constants(3, half=False, threshold=False)
-    code = cubin("pack_signs", constants, "sm_80")
+    code = cubin("popcount_product", constants_of(32), "sm_80")
     with monkeypatch.context() as patch:
         patch.setattr(compilation, "compiled", lambda *_: pytest.fail("compiled twice"))
-        assert cubin("pack_signs", constants, "sm_80") == code
+        assert cubin("popcount_product", constants_of(32), "sm_80") == code
     (entry,) = (tmp_path / "cubins").iterdir()
-    other = cubin("pack_signs", pack_constants(4, half=False, threshold=False), "sm_80")
-    newer = cubin("pack_signs", constants, "sm_90a")
-    assert len({code, other, newer}) == 3
-    assert len(list((tmp_path / "cubins").iterdir())) == 3
     assert entry.read_bytes().endswith(code)
+
+
+def test_another_program_is_another_entry(tmp_path, monkeypatch):
+    monkeypatch.setenv("BITPRESS_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compilation, "compiled", lambda text, arch: (text + arch).encode())
+    wanted = list(itertools.product((32, 33), ("sm_80", "sm_90a")))
+    made = {cubin("popcount_product", constants_of(one), arch) for one, arch in wanted}
+    assert len(made) == len(list((tmp_path / "cubins").iterdir())) == len(wanted)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, None], ids=["empty", "noise", "one bit"])
 def test_a_damaged_entry_is_compiled_anew(tmp_path, monkeypatch, damage):
     monkeypatch.setenv("BITPRESS_CACHE_DIR", str(tmp_path))
-    constants = pack_constants(3, half=False, threshold=False)
     monkeypatch.setattr(compilation, "compiled", lambda *_: b"machine code")
-    assert cubin("pack_signs", constants, "sm_80") == b"machine code"
+    assert cubin("popcount_product", {}, "sm_80") == b"machine code"
     (entry,) = (tmp_path / "cubins").iterdir()
     whole = entry.read_bytes()
     entry.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if damage is None else damage)
-    assert cubin("pack_signs", constants, "sm_80") == b"machine code"
+    assert cubin("popcount_product", {}, "sm_80") == b"machine code"
     assert entry.read_bytes() == whole
 
 
@@ -145,7 +147,7 @@ def test_without_a_place_for_the_cache_it_compiles_every_time(tmp_path, monkeypa
     (tmp_path / "file").touch()
     monkeypatch.setenv("BITPRESS_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setattr(compilation, "compiled", lambda *_: b"machine code")
-    assert cubin("pack_signs", {}, "sm_80") == b"machine code"
+    assert cubin("popcount_product", {}, "sm_80") == b"machine code"
 
 
 def test_what_is_missing_is_named(monkeypatch):

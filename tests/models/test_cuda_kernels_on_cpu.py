@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models import bits
-from models.kernels.cuda import launch_pack, launch_product, operators, tap_sums
+from models.kernels.cuda import launch_product, operators, tap_sums
 from models.kernels.cuda.configurations import NARROW, TILES, Popcount, Tiles, candidates
 from models.kernels.product_shape import Epilogue, ProductShape
 
@@ -67,7 +67,6 @@ class Kernel:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(operators, "enqueue", enqueue)
             patch.setattr(torch.ops.bitpress, "conv_bits_b1", operators._run_product)
-            patch.setattr(torch.ops.bitpress, "pack_signs", operators._run_pack)
             yield
 
     def run_product(self, product, configuration, **run):
@@ -88,13 +87,6 @@ class Kernel:
                 configuration,
             )
         return out.numbers(), also.numbers()
-
-    def run_pack(self, x, threshold, channels):
-        out = Guarded((*x.shape[:-1], -(-channels // 32)), np.int32)
-        with self.instead_of_a_device():
-            given = None if threshold is None else torch.from_numpy(threshold)
-            launch_pack(torch.from_numpy(x), channels, given, out.tensor)
-        return out.numbers()
 
 
 class Guarded:
@@ -227,20 +219,6 @@ def test_no_order_of_threads_and_copies_matters(build, configuration):
     product = made["random_product"](11, kept="b1", whole_words=True, most_channels=100, bases=2)
     for seed, late_copies in itertools.product(range(3), (False, True)):
         check(kernel, product, configuration, seed=seed, late_copies=late_copies)
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-@pytest.mark.parametrize("channels", [1, 32, 45, 150])
-def test_signs_are_packed_at_their_thresholds(build, dtype, channels):
-    rng = np.random.default_rng(channels)
-    x = rng.normal(0, 1, (2, 3, 7, channels)).astype(dtype)
-    x[rng.random(x.shape) < 0.2] = 0
-    x[0, 0, 0, 0] = np.nan
-    threshold = rng.normal(0, 1, (2, channels)).astype(np.float32)
-    threshold[0] = rng.integers(-1, 2, channels)
-    for given in (None, threshold):
-        wanted = bits.pack_words(made["signs"](x.astype(np.float32), given), 32)
-        np.testing.assert_array_equal(build("pack_signs").run_pack(x, given, channels), wanted)
 
 
 def test_tap_sums_are_sums_over_rectangles_of_taps():

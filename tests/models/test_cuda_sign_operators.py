@@ -1,4 +1,4 @@
-"""The operators for signs: what they tell a tracer and refuse, and on a GPU, what they compute."""
+"""The operator for signs: what it tells a tracer and refuses, and on a GPU, what it computes."""
 
 import math
 import runpy
@@ -13,7 +13,6 @@ from models.kernels.cuda import (
     candidates,
     choose,
     heuristic,
-    launch_pack,
     launch_product,
     tap_sums,
     tuning,
@@ -77,21 +76,6 @@ def test_what_does_not_fit_is_refused(name, value):
         launch_product(**arguments() | {name: value})
 
 
-def test_packing_is_traced_and_refuses_what_does_not_fit():
-    x, out = on_meta(torch.float16, 2, 3, 45), on_meta(torch.int32, 2, 3, 2)
-    threshold = on_meta(torch.float32, 2, 45)
-    launch_pack(x, 45, None, out)
-    launch_pack(x.float(), 45, threshold, out)
-    for wrong in (
-        (x.to(torch.int8), 45, None, out),
-        (x, 44, None, out),
-        (x, 45, threshold[:1], out),
-        (x, 45, threshold, out[..., :1]),
-    ):
-        with pytest.raises(ValueError):
-            launch_pack(*wrong)
-
-
 def test_the_fastest_configuration_is_chosen(monkeypatch):
     class Device:
         major, minor, multi_processor_count = 9, 0, 132
@@ -119,14 +103,10 @@ def test_the_fastest_configuration_is_chosen(monkeypatch):
     assert choose(**odd, seconds=taking()) == Popcount()  # there is no other
 
 
-def test_operators_say_what_they_write_to():
-    writes = {"conv_bits_b1": {"out", "also"}, "pack_signs": {"out"}}
-    for name, wanted in writes.items():
-        schema = getattr(torch.ops.bitpress, name).default._schema
-        written = {
-            one.name for one in schema.arguments if one.alias_info and one.alias_info.is_write
-        }
-        assert written == wanted
+def test_the_operator_says_what_it_writes_to():
+    schema = torch.ops.bitpress.conv_bits_b1.default._schema
+    written = {one.name for one in schema.arguments if one.alias_info and one.alias_info.is_write}
+    assert written == {"out", "also"}
 
 
 # Products that tensor cores can compute, and those of which groups are no whole words.
@@ -206,7 +186,7 @@ def exact_sums(product):
 
 @pytest.mark.gpu
 @on_a_gpu
-def test_operators_keep_torchs_rules():
+def test_the_operator_keeps_torchs_rules():
     product = made["random_product"](2, kept="f16", whole_words=True)
     given = on_gpu(product)
     seen = []
@@ -219,9 +199,6 @@ def test_operators_keep_torchs_rules():
         launch_product(**given, config=NARROW)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.bitpress.conv_bits_b1, seen[0], test_utils=checks)
-    x = torch.randn(2, 3, 45, device="cuda")
-    out = torch.empty(2, 3, 2, dtype=torch.int32, device="cuda")
-    torch.library.opcheck(torch.ops.bitpress.pack_signs, (x, None, out, 45), test_utils=checks)
 
 
 @pytest.mark.gpu
@@ -239,22 +216,6 @@ def test_a_graph_replays_a_product():
     given["out"].fill_(-1)
     graph.replay()
     np.testing.assert_array_equal(given["out"].cpu().numpy(), made["expected"](product))
-
-
-@pytest.mark.gpu
-@on_a_gpu
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_a_gpu_packs_signs(dtype):
-    generator = torch.Generator().manual_seed(1)
-    for channels in (1, 45, 256):
-        x = torch.randn(3, 5, channels, generator=generator).to(dtype)
-        threshold = torch.randn(2, channels, generator=generator)
-        threshold[0] = torch.sign(threshold[0])
-        for given in (None, threshold):
-            out = torch.full((3, 5, -(-channels // 32)), -1, dtype=torch.int32, device="cuda")
-            launch_pack(x.cuda(), channels, None if given is None else given.cuda(), out)
-            signs = made["signs"](x.float().numpy(), None if given is None else given.numpy())
-            np.testing.assert_array_equal(out.cpu().numpy(), made["bits"].pack_words(signs, 32))
 
 
 @pytest.mark.gpu

@@ -1,8 +1,8 @@
 // One of the CUDA kernels as a function of the C language. What a kernel is compiled with on a
 // device are variables here, but for how it divides the work: so one build serves every layer.
 //
-// Built with -DRUNS_TENSOR_PRODUCT and the constants in capitals of configurations.py, or with
-// -DRUNS_POPCOUNT_PRODUCT, or with -DRUNS_PACK_SIGNS.
+// Built with -DRUNS_TENSOR_PRODUCT and the constants in capitals of configurations.py; or else it is
+// the kernel that needs no tensor cores.
 #include "device_on_cpu.h"
 
 #define CONSTANTS(EACH)                                                                           \
@@ -11,8 +11,7 @@
   EACH(PADDING_ROWS) EACH(PADDING_COLUMNS) EACH(DILATION_ROWS) EACH(DILATION_COLUMNS)             \
   EACH(PADDING_OF_ONES) EACH(TAPS) EACH(TAP_WORDS) EACH(GROUP_CHANNELS) EACH(GROUP_FILTERS)       \
   EACH(FILTERS) EACH(BASES) EACH(COPY_WORDS) EACH(HAS_BASE_SCALE) EACH(HAS_AFFINE) EACH(RESIDUAL) \
-  EACH(ACTIVATION) EACH(KEPT) EACH(HAS_LEVELS) EACH(LEVEL_BITS) EACH(HAS_THRESHOLD)              \
-  EACH(CHANNELS) EACH(READS_HALF)
+  EACH(ACTIVATION) EACH(KEPT) EACH(HAS_LEVELS) EACH(LEVEL_BITS) EACH(HAS_THRESHOLD)
 #define REAL_CONSTANTS(EACH) \
   EACH(ACTIVATION_LOW) EACH(ACTIVATION_HIGH) EACH(LEVEL_LOW) EACH(LEVEL_STEP)
 
@@ -23,17 +22,13 @@ namespace {
 CONSTANTS(AS_INT)
 REAL_CONSTANTS(AS_FLOAT)
 
-#if !defined(RUNS_PACK_SIGNS)
 #include "finishing.cu"
-#endif
 #if defined(RUNS_TENSOR_PRODUCT)
 #include "tensor_counting.cu"
 #include "tensor_finishing.cu"
 #include "tensor_product.cu"
-#elif defined(RUNS_POPCOUNT_PRODUCT)
-#include "popcount_product.cu"
 #else
-#include "pack_signs.cu"
+#include "popcount_product.cu"
 #endif
 
 struct Grid {
@@ -74,7 +69,7 @@ void run(const Grid* grid, const Word* x, const Word* weights, const int* tap_su
                    levels, pixels);
   });
 }
-#elif defined(RUNS_POPCOUNT_PRODUCT)
+#else
 void run(const Grid* grid, const Word* x, const Word* weights, const float* base_scale,
          const float* affine, const float* slope, const float* threshold, const void* residual,
          void* out, signed char* levels, int pixels) {
@@ -82,10 +77,6 @@ void run(const Grid* grid, const Word* x, const Word* weights, const float* base
     popcount_product(x, weights, base_scale, affine, slope, threshold, residual, out, levels,
                      pixels);
   });
-}
-#else
-void run(const Grid* grid, const void* x, const float* threshold, Word* out, Size words) {
-  run_all(*grid, [=] { pack_signs(x, threshold, out, words); });
 }
 #endif
 }

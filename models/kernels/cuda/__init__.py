@@ -11,7 +11,7 @@ from models.kernels.cuda.configurations import (
     candidates,
     heuristic,
 )
-from models.kernels.cuda.operators import launch_pack, launch_product
+from models.kernels.cuda.operators import launch_product
 from models.kernels.cuda.tuning import choose
 from models.kernels.cuda.weight_sums import tap_sums
 
@@ -22,7 +22,6 @@ __all__ = [
     "candidates",
     "choose",
     "heuristic",
-    "launch_pack",
     "launch_product",
     "tap_sums",
 ]

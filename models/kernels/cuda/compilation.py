@@ -34,7 +34,6 @@ PROGRAMS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "tensor_product.cu",
         ),
         "popcount_product": ("device.cu", "finishing.cu", "popcount_product.cu"),
-        "pack_signs": ("device.cu", "pack_signs.cu"),
     }
 )
 

@@ -35,16 +35,6 @@ def product_constants(
     }
 
 
-def pack_constants(channels: int, *, half: bool, threshold: bool) -> Constants:
-    """Return the constants of the kernel that packs signs."""
-    return {
-        "CHANNELS": channels,
-        "OUT_WORDS": kept_channels(channels, "b1"),
-        "HAS_THRESHOLD": int(threshold),
-        "READS_HALF": int(half),
-    }
-
-
 def definitions(constants: Constants) -> str:
     """Return the constants as C++ gives them names; numbers are exact."""
     return "".join(f"#define {name} {_literal(value)}\n" for name, value in constants.items())

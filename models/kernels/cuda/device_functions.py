@@ -15,7 +15,7 @@ from models.kernels.cuda.constants import Constants
 _DEFAULT_STREAM: Final = 1
 
 Grid = tuple[int, int, int]
-Argument = Tensor | ctypes.c_int32 | ctypes.c_int64 | None
+Argument = Tensor | ctypes.c_int32 | None
 
 
 def enqueue(
@@ -59,7 +59,7 @@ def _loaded(kernel: str, constants: tuple[tuple[str, int | float], ...], device_
     return cuda_core().ObjectCode.from_cubin(code).get_kernel(kernel)
 
 
-def _passed(argument: Argument) -> int | ctypes.c_int32 | ctypes.c_int64:
+def _passed(argument: Argument) -> int | ctypes.c_int32:
     if argument is None:
         return 0
     return argument.data_ptr() if isinstance(argument, Tensor) else argument

@@ -1,7 +1,7 @@
-"""The kernels for signs as operators of torch: what they check, launch, and tell a tracer.
+"""Products of signs as an operator of torch: what it checks, launches, and tells a tracer.
 
-``bitpress::conv_bits_b1`` and ``bitpress::pack_signs`` write to a tensor that the caller brings, so
-that under a CUDA graph all memory stays where it is. They run on NVIDIA GPUs alone.
+``bitpress::conv_bits_b1`` writes to tensors that the caller brings, so that under a CUDA graph all
+memory stays where it is. It runs on NVIDIA GPUs alone.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.kernels.cuda.configurations import Configuration, Popcount, Tiles, grid
-from models.kernels.cuda.constants import pack_constants, product_constants
+from models.kernels.cuda.constants import product_constants
 from models.kernels.cuda.device_functions import enqueue
 from models.kernels.product_shape import (
     Epilogue,
@@ -33,10 +33,6 @@ _DTYPES: Final[dict[ValueKind, torch.dtype]] = {
     "i8": torch.int8,
     "b1": torch.int32,
 }
-
-# Of a block that packs signs: those of the constants in pack_signs.cu.
-_PACK_THREADS: Final = 256
-_PACK_BLOCK_WORDS: Final = 32
 
 # Kernels number pixels with 32 bits.
 _MOST_PIXELS: Final = 2**31 - 1
@@ -82,19 +78,6 @@ def launch_product(
     )
 
 
-def launch_pack(x: Tensor, channels: int, threshold: Tensor | None, out: Tensor) -> None:
-    """Keep the signs of ``x``, float16 or float32 ``(..., channels)``, in ``out``.
-
-    ``out``: int32 ``(..., ceil(channels / 32))``. A sign is +1 where x >= 0, or with ``threshold``,
-    float32 ``(2, channels)``, where ``threshold[0] * x >= threshold[1]``.
-
-    Raises:
-        ValueError: a tensor has another dtype or shape, or is not contiguous.
-        Unavailable: there is no compiler for the kernel.
-    """
-    torch.ops.bitpress.pack_signs(x, threshold, out, channels)
-
-
 def _run_product(
     x: Tensor,
     words: Tensor,
@@ -127,21 +110,6 @@ def _run_product(
         grid(shape, len(x), config),
         config.threads,
         (x, words, *sums, *finishing, out, levels, ctypes.c_int32(pixels)),
-        x.device,
-    )
-
-
-def _run_pack(x: Tensor, threshold: Tensor | None, out: Tensor, channels: int) -> None:
-    """`launch_pack`."""
-    _check_pack(x, threshold, out, channels)
-    if out.numel() == 0:
-        return
-    enqueue(
-        "pack_signs",
-        pack_constants(channels, half=x.dtype == torch.float16, threshold=threshold is not None),
-        (-(-out.numel() // _PACK_BLOCK_WORDS), 1, 1),
-        _PACK_THREADS,
-        (x, threshold, out, ctypes.c_int64(out.numel())),
         x.device,
     )
 
@@ -205,15 +173,6 @@ def _check_product(
     _check("out", out, _DTYPES[epilogue.kept], shape.out_shape(images, epilogue.kept))
 
 
-def _check_pack(x: Tensor, threshold: Tensor | None, out: Tensor, channels: int) -> None:
-    kept = kept_channels(channels, "b1")
-    dtype = torch.float16 if x.dtype == torch.float16 else torch.float32
-    _check("x", x, dtype, (*x.shape[:-1], channels))
-    _check("out", out, torch.int32, (*x.shape[:-1], kept))
-    if threshold is not None:
-        _check("threshold", threshold, torch.float32, (2, channels))
-
-
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
     if tensor.dtype != dtype or tuple(tensor.shape) != sizes or not tensor.is_contiguous():
         raise ValueError(f"{name} must be contiguous {dtype} {sizes}")
@@ -223,10 +182,6 @@ _conv_bits_b1 = torch.library.custom_op(
     "bitpress::conv_bits_b1", _run_product, mutates_args=("out", "also"), device_types="cuda"
 )
 _conv_bits_b1.register_fake(_trace_product)
-_pack_signs = torch.library.custom_op(
-    "bitpress::pack_signs", _run_pack, mutates_args=("out",), device_types="cuda"
-)
-_pack_signs.register_fake(_check_pack)
 
 
 def _encoded(config: Configuration) -> str:
