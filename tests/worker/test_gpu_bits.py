@@ -226,11 +226,15 @@ def test_the_kernel_is_compiled_without_fused_roundings_and_without_spills(
 ) -> None:
     names = bit_updates._turn_bits.arg_names
     constants = {"GROWTH": 1.0 + LEAST_GAIN, "ELIMINATE": not fixed, "ROWS": 64, "FILTERS": 32}
+    # As where matrices lie row by row.
+    constants |= {name: 1 for name in names if name.endswith("_column")}
     pointers = {"codes", "rows", "projection", "gram", "scales", "change"}
     signature = {name: "constexpr" if name in constants else "i32" for name in names}
     signature |= dict.fromkeys(pointers, f"*{real}")
     signature |= {"correlation": "*fp64", "response": "*fp64"}
-    source = ASTSource(bit_updates._turn_bits, signature, constants)
+    aligned = [place for place, name in enumerate(names) if signature[name].startswith("*")]
+    attributes = {(place,): [["tt.divisibility", 16]] for place in aligned}
+    source = ASTSource(bit_updates._turn_bits, signature, constants, attributes)
     options = {"num_warps": 1, "enable_fp_fusion": False}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = compiled.asm["ptx"]
@@ -238,13 +242,15 @@ def test_the_kernel_is_compiled_without_fused_roundings_and_without_spills(
     assert "shfl" not in ptx  # each thread has its own filter
     # 1 + LEAST_GAIN in float64: in float32 it would be another number.
     assert ("0d3FF000001AD7F29B" in ptx) != fixed
-    assert _stack_bytes(compiled.asm["cubin"], tmp_path) == 0
+    file = tmp_path / "kernel.cubin"
+    file.write_bytes(compiled.asm["cubin"])
+    machine_code = _dumped(file, "--dump-sass")
+    assert "FMUL" in machine_code or "DMUL" in machine_code
+    assert "FFMA" not in machine_code and "DFMA" not in machine_code
+    # What a thread would keep in memory if its registers did not suffice.
+    assert "STACK:0 " in _dumped(file, "--dump-resource-usage")
 
 
-def _stack_bytes(cubin: bytes, folder: Path) -> int:
-    """Return what a thread keeps in memory, since its registers do not suffice."""
-    file = folder / "kernel.cubin"
-    file.write_bytes(cubin)
-    reader = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
-    shown = subprocess.run(reader, capture_output=True, text=True, check=True).stdout
-    return int(shown.partition("STACK:")[2].split()[0])
+def _dumped(cubin: Path, what: str) -> str:
+    reader = [triton.knobs.nvidia.cuobjdump.path, what, str(cubin)]
+    return subprocess.run(reader, capture_output=True, text=True, check=True).stdout

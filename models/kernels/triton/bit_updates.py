@@ -27,15 +27,13 @@ FILTERS = 32
 # Rows of a program: the block may have fewer, which costs less than another compiled kernel.
 ROWS = 64
 
-# Nor is there one for every number of filters: each thread reads single numbers, so that Triton
-# could make nothing of what it knew of these.
-_NUMBERS = [
-    *("count", "filters", "codes_row", "codes_column", "rows_row", "rows_column"),
-    *("projection_row", "projection_column", "gram_row", "gram_column"),
-]
+# Nor is there one for every number of filters, and of rows that all begin at multiples of 16 Triton
+# would have threads read four neighbours at once, and so lay a column over several threads. That
+# neighbours lie side by side it has to know, for the same reason.
+_ANY_NUMBER = ["count", "filters", "codes_row", "rows_row", "projection_row", "gram_row"]
 
 
-@triton.jit(do_not_specialize=_NUMBERS)
+@triton.jit(do_not_specialize=_ANY_NUMBER)
 def _turn_bits(
     codes,
     rows,
