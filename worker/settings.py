@@ -18,8 +18,8 @@ class WorkerSettings(StoreSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
-        description="Where jobs calibrate, fine-tune and evaluate: `cpu`, `cuda`, an NVIDIA GPU, "
-        "or `auto`, the GPU where there is one.",
+        description="Where jobs calibrate, fine-tune and evaluate all but packed networks, which "
+        "run on the runtime: `cpu`, `cuda`, an NVIDIA GPU, or `auto`, the GPU where there is one.",
     )
     training_processes: int = Field(
         default=1,

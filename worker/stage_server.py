@@ -34,6 +34,11 @@ _OUT_OF_MEMORY = JobCrashed(
     remedy="Give the worker more memory, or use fewer calibration images or positions; in "
     "fine-tuning, a smaller batch_size.",
 )
+_OUT_OF_GPU_MEMORY = JobCrashed(
+    "The job ran out of the GPU's memory.",
+    remedy="Try again when less is going on there, or use fewer calibration positions or a smaller "
+    "batch_size; or ask the operator for a GPU of its own, or for BITPRESS_DEVICE=cpu.",
+)
 _DISK_FULL = StorageExhausted(
     "The server has no space left for the job's files.",
     remedy="Ask the operator to free space, then try again with POST /jobs/{id}/retry.",
@@ -128,6 +133,8 @@ class _Reporter:
 def _crash(error: Exception) -> dict[str, Any]:
     # torch and safetensors tell of a lack of memory and space in words only.
     words = str(error)
+    if "CUDA out of memory" in words:
+        return {"problem": _OUT_OF_GPU_MEMORY.problem()}
     if isinstance(error, MemoryError) or "can't allocate memory" in words:
         return {"problem": _OUT_OF_MEMORY.problem()}
     if f"(os error {errno.ENOSPC})" in words:

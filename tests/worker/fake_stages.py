@@ -32,6 +32,8 @@ def behave(how: str) -> None:
         raise ZeroDivisionError("/secret/path")
     elif how == "memory":
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate ...")
+    elif how == "gpu memory":
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
     elif how == "disk":
         raise OSError(28, "No space left on device", "/secret/path")
     elif how == "invalid":

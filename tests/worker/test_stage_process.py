@@ -117,6 +117,7 @@ def test_a_domain_error_crosses_with_its_field_and_remedy(process: StageProcess)
     [
         ("killed", "memory runs out"),
         ("memory", "out of memory"),
+        ("gpu memory", "the GPU's memory"),
         ("segfault", "SIGSEGV"),
         ("exit", "exit status 3"),
         ("unexpected", "ZeroDivisionError"),
