@@ -6,7 +6,9 @@ rounded up to one of these, a larger one is cut. One thread in a process gives a
 the device, on one stream, so that models take turns there as they do on the processor.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -30,6 +32,8 @@ _SHARE_OF_FREE_MEMORY: Final = 0.5
 # Sums of levels of 8 bits stay within 32 bits for filters of so many weights.
 _MOST_FILTER_WEIGHTS: Final = (2**31 - 1) // 255
 
+_log = logging.getLogger("bitpress.models")
+
 
 class CudaRuntime:
     """Executes an artifact's plan on an NVIDIA GPU.
@@ -37,7 +41,8 @@ class CudaRuntime:
     ``device``: by default torch's current one. ``max_batch_images``: the largest batch that is
     computed at once, smaller where memory is short. ``batch_sizes``: those to make graphs for in
     place of 1, 2, 4, ... images. ``autotune``: whether kernels that were never measured on such a
-    device are, which may take minutes once; without, they are chosen by rule.
+    device are, for the least and the largest batch, which may take minutes once; else, and for
+    the batches between, they are chosen by rule.
 
     Raises:
         Unavailable: there is no GPU here, too old a one, or nothing to drive it with; or the
@@ -58,19 +63,26 @@ class CudaRuntime:
         if min(batch_sizes or (max_batch_images,)) < 1:
             raise ValueError("a batch has an image at least")
         self.kernels = gpu_architecture()
-        from models.runtime.gpu_kernels import GpuKernels  # needs Triton
-
-        self._device = _with_index(device)
-        self._dispatch = dispatch(self._device)
+        if not torch.cuda.is_available():
+            raise Unavailable(
+                "There is an NVIDIA GPU, but torch cannot use it.",
+                field="runtime",
+                remedy="Install a newer driver, or a torch that was built for this one; or use "
+                "the runtime 'cpu'.",
+            )
         self._input_shape = artifact.plan.input_shape
         self._output_shape = artifact.plan.output_shape
         program = gpu_program(compile_plan(artifact.plan, artifact.tensors))
         _check_sums(program)
-        try:
+        with _refusing_what_cannot_be_prepared():
+            from models.runtime.gpu_kernels import GpuKernels  # needs Triton
+
+            self._device = _with_index(device)
+            self._dispatch = dispatch(self._device)
             with torch.cuda.device(self._device):
                 sizes = batch_sizes or sizes_up_to(min(max_batch_images, _images_that_fit(program)))
                 most = max(sizes)
-                kernels = GpuKernels(autotune=autotune)
+                kernels = GpuKernels(autotune=autotune, measured={min(sizes), most})
                 self._execution = GpuExecution(program, self._device, kernels, most)
                 self._graphs = Graphs(self._execution, sizes, self._device)
                 self._device_bytes = (
@@ -81,12 +93,6 @@ class CudaRuntime:
                 # What the device copies to and from without the processor's help.
                 self._read = torch.empty((most, *self._input_shape), pin_memory=True)
                 self._written = torch.empty((most, *self._output_shape), pin_memory=True)
-        except torch.OutOfMemoryError as error:
-            raise Unavailable(
-                "The GPU's memory has no room for this network.",
-                field="runtime",
-                remedy="Let fewer models be resident, or use the runtime 'cpu'.",
-            ) from error
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -166,6 +172,35 @@ class CudaRuntime:
         return images
 
 
+@contextmanager
+def _refusing_what_cannot_be_prepared() -> Iterator[None]:
+    """Let whatever goes wrong between here and a recorded network be a refusal, told in the log.
+
+    It may be the driver, a compiler, a library or the device's memory, each with errors of its
+    own; another runtime is none the worse for it.
+
+    Raises:
+        Unavailable: anything went wrong.
+    """
+    try:
+        yield
+    except Unavailable:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise Unavailable(
+            "The GPU's memory has no room for this network.",
+            field="runtime",
+            remedy="Let fewer models be resident, or use the runtime 'cpu'.",
+        ) from error
+    except Exception as error:
+        _log.exception("a network could not be prepared for the GPU")
+        raise Unavailable(
+            "The runtime 'cuda' could not prepare this network.",
+            field="runtime",
+            remedy="See the log for what went wrong, or use the runtime 'cpu'.",
+        ) from error
+
+
 def _with_index(device: torch.device | None) -> torch.device:
     if device is None or device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
@@ -173,6 +208,8 @@ def _with_index(device: torch.device | None) -> torch.device:
 
 
 def _images_that_fit(program: GpuProgram) -> int:
+    # What models that are gone have left with torch is free too.
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     return most_images(program, int(free * _SHARE_OF_FREE_MEMORY))
 

@@ -6,7 +6,8 @@ beforehand, so that playing it back allocates nothing.
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final
 
@@ -63,13 +64,31 @@ class Graphs:
                 launch()
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on serving with other graphs meanwhile.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+        with (
+            _own_workspaces(),
+            # Other threads may go on serving with other graphs meanwhile.
+            torch.cuda.graph(
+                graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+            ),
         ):
             for launch in launches:
                 launch()
         return graph
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Let what is recorded meanwhile have working memory of cuBLAS in its own pool.
+
+    torch keeps such memory for every stream. A graph that had been given that of the stream it is
+    recorded on would share it with all graphs and with the next model's first launches, which run
+    while this one serves.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 @cache

@@ -1,9 +1,11 @@
 """From a flat program to one for a GPU: how every value is kept, and what is done in one launch.
 
-Where nothing is quantized, numbers are float16. Otherwise the answer is determined to the bit
-(docs/FORMAT.md, 4.4), and numbers that are still added to or rounded are float32; those that are
-multiplied with weights alone, and what a float layer makes, stay float16. A quantizer's codes are
-int8, signs that are multiplied with bits are single bits.
+Where nothing is quantized, numbers are float16. Otherwise products of bits with levels are
+determined to the bit (docs/FORMAT.md, 4.4), and numbers that are still added to or rounded are
+float32; those that are multiplied with weights alone stay float16. So does what a layer with float
+weights makes, whose sums are rounded in another way by every runtime anyway: the answer equals the
+reference's to the bit where no such layer stands before a quantizer. A quantizer's codes are int8,
+signs that are multiplied with bits are single bits.
 
 A product of sums that nobody reads but a sign writes the bits at once. What else follows a product
 was joined to it when the plan was made flat (`models.runtime.compilation`).

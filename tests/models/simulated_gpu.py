@@ -52,6 +52,8 @@ def install(monkeypatch, free_bytes=1 << 30):
         "Stream": Stream,
         "current_device": lambda: 0,
         "current_stream": Stream,
+        "empty_cache": lambda: None,
+        "is_available": lambda: True,
         "device": nothing,
         "graph": recording,
         "graph_pool_handle": lambda: POOL,
@@ -64,6 +66,7 @@ def install(monkeypatch, free_bytes=1 << 30):
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
     graphs, empty, replayed = cuda_graphs.Graphs, torch.empty, []
     record, replay = graphs._record, graphs.replay
 

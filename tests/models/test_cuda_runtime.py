@@ -10,9 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models.runtime import Runtime, cuda_graphs, gpu_dispatch
+from models import runtime
+from models.runtime import Runtime, cuda, cuda_graphs, gpu_dispatch
+from models.runtime.compilation import compile_plan
 from models.runtime.cuda import CudaRuntime
 from models.runtime.cuda_graphs import sizes_up_to
+from models.runtime.gpu_compilation import gpu_program
+from models.runtime.gpu_execution import GpuExecution
 from models.runtime.gpu_memory import most_images, place_values
 from models.runtime.gpu_program import GpuProgram, GpuValue, InputStep
 from models.runtime.reference import ReferenceRuntime
@@ -59,14 +63,18 @@ def close(found, wanted):
     return torch.allclose(found, wanted, atol=0.01 * wanted.abs().max().item())
 
 
-@pytest.fixture
-def replayed(monkeypatch):
-    """A GPU that is simulated, its kernels too; the sizes of the graphs that are replayed."""
+def gpu_kernels_module():
     pytest.importorskip("triton", reason="needs Triton, of the extra gpu")
     from models.runtime import gpu_kernels
 
+    return gpu_kernels
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    """A GPU that is simulated, its kernels too; the sizes of the graphs that are replayed."""
     plain = PLAIN["PlainKernels"]
-    monkeypatch.setattr(gpu_kernels, "GpuKernels", lambda autotune: plain())
+    monkeypatch.setattr(gpu_kernels_module(), "GpuKernels", lambda **choice: plain())
     yield SIMULATED["install"](monkeypatch)
     # Nobody else is to meet the stand-ins.
     gpu_dispatch._dispatch.cache_clear()
@@ -150,6 +158,70 @@ def test_a_device_without_room_is_refused_and_says_so(monkeypatch, replayed, rou
     assert "'cpu'" in caught.value.remedy
 
 
+def test_a_gpu_that_torch_cannot_use_is_refused(monkeypatch, replayed, rounded_artifact):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Unavailable, match="torch cannot use it") as caught:
+        CudaRuntime(rounded_artifact)
+    assert "'cpu'" in caught.value.remedy
+
+
+def test_whatever_goes_wrong_while_a_network_is_prepared_another_runtime_serves_it(
+    monkeypatch, replayed, rounded_artifact, caplog
+):
+    def fail(*arguments):
+        raise RuntimeError("Failed to find C compiler in /some/where")
+
+    monkeypatch.setattr(cuda, "GpuExecution", fail)
+    monkeypatch.setattr(runtime, "gpu_architecture", lambda: "sm_90")
+    runtime._cuda_is_here.cache_clear()
+    try:
+        assert runtime.choose() == "cuda"
+        assert runtime.load(rounded_artifact).name == runtime.available()[1]
+        with pytest.raises(Unavailable, match="could not prepare") as caught:
+            runtime.load(rounded_artifact, "cuda")
+    finally:
+        monkeypatch.undo()
+        runtime._cuda_is_here.cache_clear()
+    assert "/some/where" not in caught.value.detail and "/some/where" in caplog.text
+
+
+def test_kernels_are_measured_for_the_least_and_the_largest_batch(
+    monkeypatch, replayed, rounded_artifact
+):
+    made = []
+
+    def kernels(**choice):
+        made.append(choice)
+        return PLAIN["PlainKernels"]()
+
+    monkeypatch.setattr(gpu_kernels_module(), "GpuKernels", kernels)
+    CudaRuntime(rounded_artifact, max_batch_images=8)
+    CudaRuntime(rounded_artifact, batch_sizes=(4,), autotune=False)
+    assert made == [
+        {"autotune": True, "measured": {1, 8}},
+        {"autotune": False, "measured": {4}},
+    ]
+
+
+def test_a_product_is_measured_for_the_sizes_that_are_asked_for(monkeypatch, rounded_artifact):
+    module = gpu_kernels_module()
+    measured = []
+
+    def choose(x, *arguments, measure):
+        measured.append((len(x), measure))
+
+    monkeypatch.setattr(module.tuning, "choose", choose)
+    program = gpu_program(compile_plan(rounded_artifact.plan, rounded_artifact.tensors))
+    for autotune, sizes in ((True, {1, 4}), (True, None), (False, None)):
+        kernels = module.GpuKernels(autotune=autotune, measured=sizes)
+        execution = GpuExecution(program, torch.device("cpu"), kernels, 4)
+        for count in (1, 2, 4):
+            execution.bind(count)
+    products = len(measured) // 9
+    expected = [True, False, True, True, True, True, False, False, False]
+    assert [found for _, found in measured[::products]] == expected
+
+
 def test_a_batch_of_no_images_is_no_batch(rounded_artifact):
     for sizes in ({"max_batch_images": 0}, {"batch_sizes": (0, 4)}):
         with pytest.raises(ValueError, match="an image"):
@@ -182,10 +254,10 @@ def test_every_batch_size_answers_as_the_reference_does(
         if rounded:
             NETWORKS["quantize_activations"](net, small_images)
         artifact = make_artifact(net, (3, 8, 8))
-        runtime = CudaRuntime(artifact, batch_sizes=sizes, autotune=False)
+        served = CudaRuntime(artifact, batch_sizes=sizes, autotune=False)
         wanted = ReferenceRuntime(artifact).run(small_images)
         for count in (0, 1, 2, 3, 5, 13):
-            found = runtime.run(small_images[:count])
+            found = served.run(small_images[:count])
             assert found.device.type == "cpu" and found.dtype == torch.float32
             if rounded:
                 assert torch.equal(found, wanted[:count])
@@ -198,25 +270,36 @@ def test_bits_by_bits_give_the_very_numbers():
     plan, tensors = NETWORKS["sign_network"]()
     artifact = SimpleNamespace(plan=plan, tensors=tensors)
     x = NETWORKS["images"](plan.input_shape, 7)
-    runtime = CudaRuntime(artifact, batch_sizes=(4,), autotune=False)
-    assert torch.equal(runtime.run(x), ReferenceRuntime(artifact).run(x))
+    served = CudaRuntime(artifact, batch_sizes=(4,), autotune=False)
+    assert torch.equal(served.run(x), ReferenceRuntime(artifact).run(x))
 
 
 @on_gpu
-def test_threads_share_a_runtime_and_others_are_loaded_meanwhile(rounded_artifact, small_images):
-    runtime = CudaRuntime(rounded_artifact, max_batch_images=4, autotune=False)
-    wanted = ReferenceRuntime(rounded_artifact).run(small_images)
+def test_threads_share_a_runtime_and_others_are_loaded_meanwhile(
+    randomise, binarize, small_images, make_artifact
+):
+    """With a float layer last, for which cuBLAS has working memory that graphs must not share."""
+    shape = (3, 8, 8)
+    build = NETWORKS["network"]
+    net = build("vgg9", shape, {"width": 0.1}, randomise, binarize, keep_float=("classifier",))
+    artifact = make_artifact(net, shape)
+    served = CudaRuntime(artifact, batch_sizes=(4,), autotune=False)
+    wanted = ReferenceRuntime(artifact).run(small_images)
 
     def ask(first):
         with torch.inference_mode(first % 2 == 0):
-            return [runtime.run(small_images[first:]) for _ in range(50)]
+            return [served.run(small_images[first:]) for _ in range(50)]
 
-    with ThreadPoolExecutor(5) as threads:
+    with ThreadPoolExecutor(6) as threads:
         asked = [threads.submit(ask, first) for first in range(4)]
-        second = threads.submit(CudaRuntime, rounded_artifact, max_batch_images=2, autotune=False)
+        loads = [
+            threads.submit(CudaRuntime, artifact, batch_sizes=(2,), autotune=False)
+            for _ in range(2)
+        ]
         for first, answers in enumerate(asked):
-            assert all(torch.equal(found, wanted[first:]) for found in answers.result())
-        assert torch.equal(second.result().run(small_images), wanted)
+            assert all(close(found, wanted[first:]) for found in answers.result())
+        for loaded in loads:
+            assert close(loaded.result().run(small_images), wanted)
 
 
 @on_gpu
@@ -226,15 +309,15 @@ def test_memory_is_taken_when_a_model_is_loaded_and_given_back_with_it(
     gc.collect()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
-    runtime = CudaRuntime(rounded_artifact, max_batch_images=4, autotune=False)
-    assert runtime.device_bytes > runtime.resident_bytes > 0 < runtime.activation_bytes
-    runtime.run(small_images)
+    served = CudaRuntime(rounded_artifact, max_batch_images=4, autotune=False)
+    assert served.device_bytes > served.resident_bytes > 0 < served.activation_bytes
+    served.run(small_images)
     loaded, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
     for count in (1, 16, 3, 7) * 10:
-        runtime.run(small_images[:count])
+        served.run(small_images[:count])
     assert torch.cuda.memory_allocated() == loaded
     assert torch.cuda.memory_reserved() == reserved
-    del runtime
+    del served
     gc.collect()
     # But for what libraries keep for a stream.
     assert torch.cuda.memory_allocated() - before <= 64 << 20
@@ -242,10 +325,10 @@ def test_memory_is_taken_when_a_model_is_loaded_and_given_back_with_it(
 
 @on_gpu
 def test_a_graph_can_be_replayed_on_the_device_alone(rounded_artifact, small_images):
-    runtime = CudaRuntime(rounded_artifact, batch_sizes=(8,), autotune=False)
-    wanted = runtime.run(small_images[:8])
-    runtime.static_input(8).copy_(small_images[:8])
-    runtime.replay(8)
+    served = CudaRuntime(rounded_artifact, batch_sizes=(8,), autotune=False)
+    wanted = served.run(small_images[:8])
+    served.static_input(8).copy_(small_images[:8])
+    served.replay(8)
     torch.cuda.synchronize()
-    found = runtime._execution.result(8).flatten(1).cpu()
+    found = served._execution.result(8).flatten(1).cpu()
     assert torch.equal(found, wanted)
