@@ -87,7 +87,8 @@ def direct_product(
     for base in range(BASES):
         rows = words + (base * FILTERS + filters) * (TAPS * TAP_WORDS)
         sums = tl.zeros([PIXEL_BLOCK, FILTER_BLOCK], dtype=SUM)
-        for step in range(TAPS * GROUP_CHANNELS):
+        # Unrolled, so that many reads are on their way at a time.
+        for step in tl.range(0, TAPS * GROUP_CHANNELS, loop_unroll_factor=8):
             tap = step // GROUP_CHANNELS
             channel = step % GROUP_CHANNELS
             row = out_row * STRIDE_ROWS - PADDING_ROWS + tap // KERNEL_COLUMNS * DILATION_ROWS

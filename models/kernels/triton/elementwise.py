@@ -157,7 +157,8 @@ def pool(
     of_image = x + image * (in_rows * in_columns * CHANNELS)
     border: tl.constexpr = float("-inf") if MAXIMUM else 0.0
     y = tl.full([PIXEL_BLOCK, CHANNEL_BLOCK], border, dtype=tl.float32)
-    for tap in range(KERNEL_ROWS * KERNEL_COLUMNS):
+    # Unrolled, so that many reads are on their way at a time; they are added in their order.
+    for tap in tl.range(0, KERNEL_ROWS * KERNEL_COLUMNS, loop_unroll_factor=8):
         row = first_row + tap // KERNEL_COLUMNS
         column = first_column + tap % KERNEL_COLUMNS
         mapped = (row >= 0) & (row < in_rows) & (column >= 0) & (column < in_columns)
