@@ -12,6 +12,7 @@ was joined to it when the plan was made flat (`models.runtime.compilation`).
 """
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.attributes import Activation
+from models.kernels.image_windows import WHOLE_PIXELS, ImageWindows
 from models.kernels.product_shape import (
+    LEVEL_OFFSET,
     WORD_BITS,
     Epilogue,
     Levels,
@@ -53,6 +56,9 @@ from models.runtime.gpu_weights import tap_words
 _Form = Literal["numbers", "halves", "codes", "bits"]
 _NumberKind = Literal["f16", "f32"]
 
+# Of more, a pixel's channels fill so much of a word that laying pixels side by side saves little.
+_FEW_CHANNELS: Final = 8
+
 _ACTIVATIONS: Final[dict[Function, Literal["relu", "hardtanh", "prelu"]]] = {
     Function.RELU: "relu",
     Function.HARDTANH: "hardtanh",
@@ -82,6 +88,7 @@ class _Compilation:
         self._steps: list[GpuStep] = []
         self._places: dict[tuple[int, _Form], int] = {}
         self._levels: dict[int, Levels] = {}  # of codes, by the flat program's value
+        self._by_rows: set[int] = set()  # images whose pixels lie side by side for a product
         self._joined: set[int] = set()  # signs that the maker of what they read writes
 
     def program(self) -> GpuProgram:
@@ -115,16 +122,51 @@ class _Compilation:
                 self._round(step, out)
 
     def _input(self, step: Step) -> None:
-        if step.out_f32 == NONE:
+        codes_alone = step.out_f32 == NONE
+        value = step.out_u8 if codes_alone else step.out_f32
+        levels = None
+        if codes_alone:
             out, levels = self._codes_to_write(step)
-            self._steps.append(InputStep(out=out, levels=levels))
-            return
-        out = self._numbers_to_write(step)
-        self._steps.append(InputStep(out=out))
-        self._round(step, out)
+        else:
+            out = self._numbers_to_write(step)
+        windows = WHOLE_PIXELS
+        reader = self._sole_product(value) if codes_alone or step.out_u8 == NONE else None
+        if reader is not None:
+            windows = _windows(reader, levels)
+            self._by_rows.add(value)
+            pixels = self._values[out]
+            self._values[out] = replace(
+                pixels,
+                channels=windows.columns * pixels.channels,
+                width=windows.count(pixels.width),
+            )
+        shape = self._flat.values[value]
+        self._steps.append(
+            InputStep(
+                out=out,
+                shape=(shape.channels, shape.height, shape.width),
+                levels=levels,
+                windows=windows,
+            )
+        )
+        if not codes_alone:
+            self._round(step, out)
+
+    def _sole_product(self, value: int) -> Step | None:
+        """Return the product of bits that reads the images, if it alone does and with waste."""
+        readers, shape = self._readers[value], self._flat.values[value]
+        if len(readers) != 1 or not _multiplies_bits(readers[0], value):
+            return None
+        reader, columns = readers[0], readers[0].kernel_columns
+        plain = reader.groups == 1 == reader.dilation_columns and reader.in1 != value
+        few = shape.channels <= _FEW_CHANNELS and columns > 1
+        whole = _as_linear(self._shape(reader)).in_hw == (1, 1)
+        return reader if plain and few and not whole else None
 
     def _product(self, step: Step, packed_bits: NDArray[np.uint8]) -> None:
         shape = self._shape(step)
+        if step.in0 in self._by_rows:
+            shape = _by_rows(shape)
         source, levels = self._multiplied(step.in0)
         read = self._values[source].kind
         # Words of signs follow each other without gaps where channels fill them.
@@ -352,6 +394,28 @@ def _as_linear(shape: ProductShape) -> ProductShape:
         return shape
     numbers = shape.in_channels * shape.taps
     return ProductShape(in_channels=numbers, filters=shape.filters, bases=shape.bases)
+
+
+def _windows(product: Step, levels: Levels | None) -> ImageWindows:
+    """Return how the images are laid out that ``product`` reads, as numbers or as ``levels``."""
+    outside = product.pad_value if levels is None else (levels.zero or 0) - LEVEL_OFFSET
+    return ImageWindows(
+        product.kernel_columns, product.stride_columns, product.padding_columns, float(outside)
+    )
+
+
+def _by_rows(shape: ProductShape) -> ProductShape:
+    """Return the same product of images laid out by `_windows`: a tap is a row of its kernel."""
+    columns = shape.kernel[1]
+    return replace(
+        shape,
+        in_channels=columns * shape.in_channels,
+        kernel=(shape.kernel[0], 1),
+        stride=(shape.stride[0], 1),
+        padding=(shape.padding[0], 0),
+        dilation=(shape.dilation[0], 1),
+        in_hw=(shape.in_hw[0], shape.out_hw[1]),
+    )
 
 
 def _float_kind(shape: ProductShape) -> _NumberKind:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.kernels.image_windows import ImageWindows
 from models.kernels.product_shape import Epilogue, Levels, Pair, ProductTensors
 from models.runtime.gpu_memory import place_values
 from models.runtime.gpu_program import (
@@ -56,7 +57,9 @@ class Kernels(Protocol):
     def product(self, step: ProductStep, device: torch.device) -> PreparedProduct:
         """Bring the tensors of ``step`` to ``device``."""
 
-    def images(self, images: Tensor, out: Tensor, levels: Levels | None) -> None:
+    def images(
+        self, images: Tensor, out: Tensor, levels: Levels | None, windows: ImageWindows
+    ) -> None:
         """Write images ``(N, C, H, W)``, float32, to ``out``, as numbers or as ``levels``."""
 
     def elementwise(
@@ -130,8 +133,8 @@ class GpuExecution:
         out = self._value(step.out, count)
         match step:
             case InputStep():
-                images, levels = self.images(count), step.levels
-                return lambda: self._kernels.images(images, out, levels)
+                images, levels, windows = self.images(count), step.levels, step.windows
+                return lambda: self._kernels.images(images, out, levels, windows)
             case ZeroStep():
                 return out.zero_
         x, residual = (*(self._value(index, count) for index in step.reads), None)[:2]

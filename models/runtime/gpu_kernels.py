@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.kernels import cuda
+from models.kernels.image_windows import ImageWindows
 from models.kernels.product_shape import Epilogue, Levels, Pair, ProductTensors
 from models.kernels.triton import borders, operators, tuning, word_order
 from models.kernels.triton.images import launch_images
@@ -41,8 +42,10 @@ class GpuKernels:
             return _SignProduct(step, device, self._measured)
         return _NumberProduct(step, device, self._measured)
 
-    def images(self, images: Tensor, out: Tensor, levels: Levels | None) -> None:
-        launch_images(images, out, levels)
+    def images(
+        self, images: Tensor, out: Tensor, levels: Levels | None, windows: ImageWindows
+    ) -> None:
+        launch_images(images, out, levels, windows)
 
     def elementwise(
         self, x: Tensor, tensors: ProductTensors, channels: int, epilogue: Epilogue, out: Tensor

@@ -12,6 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from models.kernels.image_windows import WHOLE_PIXELS, ImageWindows
 from models.kernels.product_shape import (
     Epilogue,
     Levels,
@@ -66,9 +67,11 @@ class GpuStep:
 
 @dataclass(frozen=True, kw_only=True)
 class InputStep(GpuStep):
-    """Images ``(N, C, H, W)``, float32, channels last: as numbers, or as a quantizer's levels."""
+    """Images of ``shape (C, H, W)``, float32, channels last, as numbers or a quantizer's levels."""
 
+    shape: tuple[int, int, int]
     levels: Levels | None = None
+    windows: ImageWindows = WHOLE_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +187,7 @@ class GpuProgram:
     @property
     def images_shape(self) -> tuple[int, int, int]:
         """That of an image of the network's input, ``(C, H, W)``."""
-        value = next(self.values[step.out] for step in self.steps if isinstance(step, InputStep))
-        return (value.channels, value.height, value.width)
+        return next(step.shape for step in self.steps if isinstance(step, InputStep))
 
 
 def is_linear(shape: ProductShape) -> bool:

@@ -3,10 +3,10 @@
 Sums of products are float64; whatever follows them is float32, each operation rounded on its own.
 """
 
-from types import SimpleNamespace
-
 import torch
 import torch.nn.functional as F
+
+from models.kernels.image_windows import WHOLE_PIXELS
 
 
 def signs(words, channels):
@@ -96,16 +96,11 @@ class PlainKernels:
     def product(self, step, device):
         return PlainProduct(step)
 
-    def images(self, images, out, levels):
-        numbers = images.permute(0, 2, 3, 1)
-        epilogue = SimpleNamespace(
-            residual=None,
-            activation=None,
-            also_levels=None,
-            kept="i8" if levels else "f32",
-            kept_levels=levels,
-        )
-        finish_numbers(numbers, numbers.shape[-1], epilogue, None, out)
+    def images(self, images, out, levels, windows=WHOLE_PIXELS):
+        kept = images if levels is None else kept_levels(images, levels)
+        border = (windows.padding, windows.padding)
+        rows = F.pad(kept, border, value=windows.outside).unfold(3, windows.columns, windows.stride)
+        out.copy_(rows.permute(0, 2, 3, 4, 1).flatten(3))
 
     def elementwise(self, x, tensors, channels, epilogue, out):
         y = x.float()

@@ -236,7 +236,9 @@ def test_graphs_are_made_for_powers_of_two_and_the_cap():
 
 
 def test_a_batch_is_bounded_by_memory_and_by_what_kernels_can_count():
-    program = GpuProgram((GpuValue(1 << 20, 32, 2, "i8"),), (InputStep(out=0),), 0)
+    program = GpuProgram(
+        (GpuValue(1 << 20, 32, 2, "i8"),), (InputStep(out=0, shape=(1 << 20, 32, 2)),), 0
+    )
     assert place_values(program).bytes == 1 << 26
     assert most_images(program, 20 << 26) == 4  # with the images as they come, float32
     assert most_images(program, 1 << 50) == 31

@@ -212,6 +212,31 @@ def test_a_layer_behind_flatten_reads_the_map_as_a_vector():
     )
 
 
+@pytest.mark.parametrize("rounding", [False, True])
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"kernel": (7, 7), "stride": (2, 2), "padding": (3, 3)},
+        {"kernel": (3, 2), "stride": (1, 3), "padding": (0, 2), "dilation": (2, 1)},
+        {"kernel": (5, 3), "padding": (2, 1), "pad_value": 1, "bases": 2},
+    ],
+)
+def test_a_product_of_few_channels_reads_rows_of_its_kernel(plain, rounding, form):
+    if rounding:
+        form = {**form, "pad_value": 0}  # a border of ones is no level
+    quantizer = Quantize(name="q", input="input", bits=8, low=-2.0, step=1 / 64)
+    conv = Conv2d(name="stem", input="q" if rounding else "input", channels=6, **form)
+    plan = Plan((3, 11, 14), (quantizer, conv) if rounding else (conv,), "stem")
+    tensors, x = drawn(plan), images((3, 11, 14))
+    program = compiled(plan, tensors)
+    first, product = program.steps
+    assert program.values[first.out].kind == ("i8" if rounding else "f16")
+    rows, columns = form["kernel"]
+    assert product.shape.kernel == (rows, 1) and product.shape.in_channels == 3 * columns
+    found, wanted = executed(program, plain, x), expected(plan, tensors, x)
+    assert torch.equal(found, wanted) if rounding else torch.allclose(found, wanted, atol=0.05)
+
+
 def sign_plan(channels, groups=1, pad_value=1, last="bits"):
     """Two layers of bits by bits behind a float one, thresholds between them, and a last layer."""
     nodes = (

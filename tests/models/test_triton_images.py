@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.kernels.image_windows import ImageWindows
 from models.kernels.product_shape import Levels
 
 pytest.importorskip("triton")
@@ -35,6 +36,21 @@ def test_images_become_channels_last(shape, dtype, levels):
     assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize(("dtype", "levels"), FORMS[::2])
+@pytest.mark.parametrize(
+    "windows", [ImageWindows(7, 2, 3, 1.0), ImageWindows(3, 1, 1, -64.0), ImageWindows(4, 3)]
+)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 19), (1, 8, 3, 6)])
+def test_pixels_that_a_row_of_a_kernel_reads_stand_side_by_side(shape, windows, dtype, levels):
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    count, channels, height, width = shape
+    size = (count, height, windows.count(width), windows.columns * channels)
+    out, expected = (torch.full(size, 77, dtype=dtype) for _ in range(2))
+    launch_images(images, out, levels, windows)
+    PLAIN.images(images, expected, levels, windows)
+    assert torch.equal(out, expected)
+
+
 @pytest.mark.parametrize(
     ("images", "out", "levels", "reason"),
     [
@@ -61,4 +77,6 @@ def test_it_compiles(capability, dtype, levels, monkeypatch):
 
 def test_it_is_an_operator_of_torch():
     images, out = torch.randn(2, 3, 4, 5), torch.zeros(2, 4, 5, 3)
-    torch.library.opcheck(torch.ops.bitpress.channels_last, (images, out, 0.0, 1.0, 0))
+    torch.library.opcheck(
+        torch.ops.bitpress.channels_last, (images, out, [1, 1, 0], [0.0, 1.0, 0.0], 0)
+    )
