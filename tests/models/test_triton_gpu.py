@@ -64,6 +64,23 @@ def test_products(name, read):
 
 
 @pytest.mark.parametrize("read", ["f16", "i8"])
+@pytest.mark.parametrize(
+    "shape", [SHAPES["3x3"], ProductShape(3, 64, (7, 7), (2, 2), (3, 3), in_hw=(32, 32))], ids=str
+)
+def test_tiles_that_suit_many_images(shape, read):
+    epilogue = Epilogue(read, "f16", BYTES if read == "i8" else None, affine=True)
+    case = random_case(shape, epilogue, 3, seed=9)
+    capability = torch.cuda.get_device_capability()
+    possible = {
+        config
+        for images in (1, 64)
+        for config in candidates(shape, epilogue, images, capability)[:3]
+    }
+    for config in possible:
+        check_case(case, run_case(case, config, "cuda"))
+
+
+@pytest.mark.parametrize("read", ["f16", "i8"])
 @pytest.mark.parametrize("images", [1, 7, 16])
 def test_linear_layers_of_few_images(read, images):
     shape = ProductShape(9216, 512)

@@ -22,6 +22,7 @@ from models.kernels.product_shape import (
 
 pytest.importorskip("triton")
 
+from models.kernels.triton import product_launch
 from models.kernels.triton.borders import border_sums
 from models.kernels.triton.configurations import (
     Configuration,
@@ -31,6 +32,7 @@ from models.kernels.triton.configurations import (
     is_vector,
     shared_bytes,
 )
+from models.kernels.triton.launching import launch
 from models.kernels.triton.operators import launch_product
 from models.kernels.triton.word_order import interleaved, together
 
@@ -189,6 +191,21 @@ def test_what_is_refused():
             epilogue=Epilogue("i8", "f32", BYTES),
             tensors=ProductTensors(),
         )
+
+
+def test_a_program_leaves_the_words_of_others_alone(monkeypatch):
+    shape = ProductShape(32, 192, groups=2, in_hw=(2, 2))
+    case = random_case(shape, Epilogue("f16", "b1"), 1, seed=4)
+    config = Configuration(128, 16, 32)
+    check_case(case, run_case(case, config))
+    monkeypatch.setattr(
+        product_launch,
+        "launch",
+        lambda kernel, grid, *given, **more: launch(kernel, (1, 1), *given, **more),
+    )  # the first group's program alone
+    words = run_case(case, config)
+    assert bool((words[..., 3:] == 0x5A5A5A5A).all())
+    assert not bool((words[..., :3] == 0x5A5A5A5A).any())
 
 
 def test_no_images_are_no_work():

@@ -16,6 +16,8 @@ _MOST_SPLITS: Final = 16
 # A filter that reads fewer channels would leave most of a tensor core's tile empty.
 _LEAST_TILE_CHANNELS: Final = 16
 _MOST_VECTOR_PIXELS: Final = 8
+_VECTOR_STEPS: Final = 5
+_SECOND_KERNEL: Final = 200_000.0  # hundredths of a cycle: to start it
 
 # Each takes seconds to compile, where it is to be measured.
 _MOST_CANDIDATES: Final = 4
@@ -95,7 +97,7 @@ def candidates(
             for filters in _fitting((32, 64, 128), shape.filters)
         ]
     if is_vector(shape, pixels):
-        return _vector_candidates(epilogue, capability)
+        return _vector_candidates(shape, epilogue, capability)
     return _tile_candidates(shape, epilogue, pixels, capability)
 
 
@@ -110,17 +112,22 @@ def shared_bytes(config: Configuration, read: ValueKind) -> int:
     return config.stages * (numbers + packed) + unpacked
 
 
-def _vector_candidates(epilogue: Epilogue, capability: Capability) -> list[Configuration]:
-    least = WORD_BITS if epilogue.kept == "b1" else 16
-    divisor = 4 if epilogue.read == "f32" else 1
-    found = [
-        Configuration(
-            max(filters, least), 8, max(channels // divisor, WORD_BITS), warps=slices, stages=4,
-            slices=slices, filters_first=True,
-        )
-        for filters, slices, channels in ((16, 4, 128), (16, 8, 128), (32, 4, 128), (16, 4, 64))
-    ]  # fmt: skip
-    return list(dict.fromkeys(_shallow(config, epilogue.read, capability) for config in found))
+def _vector_candidates(
+    shape: ProductShape, epilogue: Epilogue, capability: Capability
+) -> list[Configuration]:
+    # A program for each multiprocessor, nearly, which has all it reads on its way at a time.
+    filters = 32 if _blocks(shape.filters, 32) >= _PROCESSORS - 4 else 16
+    found = []
+    for block, slices in ((filters, 8), (48 - filters, 8), (16, 4), (32, 4)):
+        sizes = (32,) if epilogue.read == "f32" else (32, 64, 128, 256)
+        steps = [_blocks(shape.in_channels, slices * size) for size in sizes]
+        fitting = [size for size, step in zip(sizes, steps, strict=True) if step <= _VECTOR_STEPS]
+        config = Configuration(
+            max(block, WORD_BITS if epilogue.kept == "b1" else block), 8, [*fitting, sizes[-1]][0],
+            warps=slices, stages=_VECTOR_STEPS - 1, slices=slices, filters_first=True,
+        )  # fmt: skip
+        found.append(_shallow(config, epilogue.read, capability))
+    return list(dict.fromkeys(found))
 
 
 def _tile_candidates(
@@ -129,11 +136,12 @@ def _tile_candidates(
     hopper = capability[0] == HOPPER[0]
     most = _MOST_TILE[epilogue.read] // (1 if hopper else 2)
     found = [
-        _shallow(_tile(shape, pixels, filters, block, channels, hopper), epilogue.read, capability)
+        _shallow(config, epilogue.read, capability)
         for filters in _fitting((32, 64, 128), shape.group_filters)
         for block in _fitting((16, 32, 64, 128, 256), pixels)
         for channels in _fitting(_CHANNEL_BLOCKS[epilogue.read], shape.tap_words * WORD_BITS)
         if filters * block <= most
+        for config in _tiles(shape, pixels, filters, block, channels, hopper)
     ]
     # Wide tiles read the least, but every processor has to have one.
     return sorted(found, key=lambda tile: _cost(shape, pixels, tile))[:_MOST_CANDIDATES]
@@ -147,36 +155,50 @@ def _shallow(config: Configuration, read: ValueKind, capability: Capability) -> 
     return config
 
 
-def _tile(
+def _tiles(
     shape: ProductShape, pixels: int, filters: int, block: int, channels: int, hopper: bool
-) -> Configuration:
-    tiles = _blocks(pixels, block) * shape.groups * _blocks(shape.group_filters, filters)
-    steps = shape.taps * _blocks(shape.group_channels, channels)
-    splits = 1
-    while 2 * splits * tiles <= 2 * _PROCESSORS and steps >= 8 * splits and splits < _MOST_SPLITS:
-        splits *= 2
-    return Configuration(
+) -> list[Configuration]:
+    """Return a tile as it is and, where there are few of them, shared by several programs."""
+    whole = Configuration(
         filters,
         block,
         channels,
-        splits,
         # Filters are 64 rows at least of Hopper's product.
         filters_first=hopper and filters >= 64,
         warps=8 if filters * block >= 128 * 128 else 4,
         stages=4 if hopper else 3,
     )
+    steps = shape.taps * _blocks(shape.group_channels, channels)
+    room = _at_once(whole) * _PROCESSORS // _tile_count(shape, pixels, whole)
+    splits = min(room, steps // 4, _MOST_SPLITS)
+    if splits < 2:
+        return [whole]
+    return [whole, replace(whole, splits=1 << splits.bit_length() - 1)]
 
 
 def _cost(shape: ProductShape, pixels: int, tile: Configuration) -> tuple[float, Configuration]:
-    """Return about how long a tile's product takes, in no particular unit."""
-    tiles = _blocks(pixels, tile.pixel_block) * shape.groups
-    tiles *= _blocks(shape.group_filters, tile.filter_block) * tile.splits
+    """Return about how long a tile's product takes, in hundredths of a cycle."""
+    at_once = _at_once(tile)
+    rounds = _blocks(_tile_count(shape, pixels, tile) * tile.splits, at_once * _PROCESSORS)
     steps = shape.taps * _blocks(shape.group_channels, tile.channel_block) / tile.splits
-    rounds = _blocks(tiles, 2 * _PROCESSORS)
     # Reading a block of pixels, unpacking one of weights, and multiplying them.
     area = tile.pixel_block * tile.filter_block / 32
     step = (tile.pixel_block + tile.filter_block + area) * tile.channel_block + 4096
-    return rounds * (steps * step + 16 * area * tile.splits), tile
+    finish = 16 * area
+    if tile.splits > 1:
+        # Every part is written and read once more, by another kernel.
+        finish += _SECOND_KERNEL + 0.3 * tile.splits * pixels * shape.filters
+    return rounds * at_once * steps * step + finish, tile
+
+
+def _at_once(tile: Configuration) -> int:
+    """Return how many programs have room for their sums on one multiprocessor."""
+    return 1 if tile.filter_block * tile.pixel_block >= 64 * 256 else 2
+
+
+def _tile_count(shape: ProductShape, pixels: int, tile: Configuration) -> int:
+    filters = shape.groups * _blocks(shape.group_filters, tile.filter_block)
+    return _blocks(pixels, tile.pixel_block) * filters
 
 
 def _fitting(sizes: tuple[int, ...], length: int) -> list[int]:

@@ -123,6 +123,7 @@ def keep_signs(
     split = tl.reshape(bits, [PIXEL_BLOCK, WORDS, 32]) << tl.arange(0, 32)[None, None, :]
     words = tl.sum(split, axis=2)
     word = tl.min(channel, axis=0) // 32 + tl.arange(0, WORDS)
-    is_pixel = tl.reshape(tl.max(inside.to(tl.int32), axis=1), [PIXEL_BLOCK, 1]) != 0
+    # Words none of whose channels are the tile's own may be another program's.
+    own = tl.max(tl.reshape(inside.to(tl.int32), [PIXEL_BLOCK, WORDS, 32]), axis=2) != 0
     at = pixel.to(tl.int64)[:, None] * row_words + word[None, :]
-    tl.store(out + at, words, mask=is_pixel & (word < row_words)[None, :])
+    tl.store(out + at, words, mask=own)

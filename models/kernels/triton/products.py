@@ -20,8 +20,8 @@ from models.kernels.triton.unpacking import unpack
 
 # Numbers that differ from layer to layer. Known ones would make no faster code, only more of it.
 _COUNTS = (
-    "pixels", "taps", "kernel_columns", "groups", "splits", "in_rows", "in_columns", "out_rows",
-    "out_columns", "stride_rows", "stride_columns", "padding_rows", "padding_columns",
+    "group_units", "pixels", "taps", "kernel_columns", "groups", "splits", "in_rows", "in_columns",
+    "out_rows", "out_columns", "stride_rows", "stride_columns", "padding_rows", "padding_columns",
     "dilation_rows", "dilation_columns", "place_count",
 )  # fmt: skip
 

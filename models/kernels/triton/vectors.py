@@ -16,7 +16,7 @@ from models.kernels.triton.products import add_basis, multiply, place_offsets
 from models.kernels.triton.unpacking import unpack
 
 
-@triton.jit(do_not_specialize=("pixels", "place_count"))
+@triton.jit(do_not_specialize=("units", "pixels", "place_count"))
 def vector_product(
     x,
     words,
