@@ -157,6 +157,7 @@ def _assumptions(job: ForeseenJob) -> list[str]:
     found = [
         "The worker runs on a machine like this one, on as many threads as this has cores, and "
         "alone: jobs that are queued before this one, and predictions, take their time besides.",
+        "The worker computes on the processor: on a GPU it is much faster.",
         "Seconds are within a factor of two on the machines where this was tried; the artifact's "
         "bytes within two percent where layers get as many bases as is usual.",
         "The dataset is decoded for this job; one that an earlier job has decoded to the same size "
@@ -170,6 +171,4 @@ def _assumptions(job: ForeseenJob) -> list[str]:
             "How many further bases a layer gets depends on its loss, which only calibration can "
             f"tell; together they take at most {method.bases_budget:.1%} of a bit per weight."
         )
-    if job.spec.fine_tune is not None:
-        found.append("Fine-tuning takes place on the processor; on a GPU it is much faster.")
     return found
