@@ -38,13 +38,15 @@ def _event() -> torch.cuda.Event:
 
 
 def by_turns(
-    runs: Mapping[str, Run], seconds: float, *, rounds: int = ROUNDS, laps: Laps = event_laps
+    runs: Mapping[str, Run], seconds: float, *, rounds: int = ROUNDS, laps: Laps | None = None
 ) -> dict[str, list[float]]:
     """Return the seconds of each lap that counts, by name, each having about ``seconds`` in all.
 
     In every round each one has a turn, and rounds begin with another one each time and go
-    backwards every other time: then none always follows the same one.
+    backwards every other time: then none always follows the same one. ``laps`` are by default those
+    of `event_laps`.
     """
+    laps = laps or event_laps
     found: dict[str, list[float]] = {name: [] for name in runs}
     # The first laps also compile, choose and allocate, so they are not what the count is made of.
     counts = {name: _count(run, seconds / rounds, laps) for name, run in runs.items()}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from benchmarks.gpu_measuring.cells import Cell
-from benchmarks.gpu_measuring.layers import LIBRARY, NAMES
+from benchmarks.gpu_measuring.layers import COMPILED, LIBRARY, NAMES
 from benchmarks.gpu_measuring.ratios import GOALS, OURS, RIVAL, RUNTIMES, Goal
 from benchmarks.latency import tables
 
@@ -72,7 +72,7 @@ def layer_table(figures: Figures, images: int) -> str:
     shapes = dict.fromkeys(
         name.split(".")[1] for name in figures if name.startswith("layers.c") and mark in name
     )
-    kernels = [LIBRARY, *NAMES]
+    kernels = [LIBRARY, COMPILED, *NAMES]
     headings = [
         "",
         "GOP",

@@ -33,9 +33,13 @@ def parameter_bytes(network: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Captured:
-    """Work in a CUDA graph that reads ``fed`` and writes ``result``, both where they were."""
+    """Work in a CUDA graph that reads ``fed`` and writes ``result``, both where they were.
+
+    A graph knows addresses only: what lies there, ``work`` has to keep.
+    """
 
     replay: Callable[[], None]
+    work: Callable[[Tensor], Tensor]
     fed: Tensor
     result: Tensor
 
@@ -49,9 +53,10 @@ def capture(work: Callable[[Tensor], Tensor], fed: Tensor) -> Captured:
             work(fed)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode(), torch.cuda.graph(graph):
+    # The compiler's threads may still be at work meanwhile.
+    with torch.inference_mode(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = work(fed)
-    return Captured(graph.replay, fed, result)
+    return Captured(graph.replay, work, fed, result)
 
 
 def compiled(network: nn.Module, images: Tensor) -> Captured:

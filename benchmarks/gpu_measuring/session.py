@@ -36,6 +36,7 @@ class Session:
     figures: dict[str, float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     left_out: list[Task] = field(default_factory=list)
+    device: torch.device = field(default_factory=lambda: torch.device("cuda"))
     cells: list[Cell] = field(default_factory=list)
     _nets: dict[str, Net] = field(default_factory=dict)
     _timed: dict[int, dict[ProductShape, dict[str, Timed]]] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class Session:
             known = set(self.figures)
             with self._failing(str(task)):
                 measure[task.kind](task)
-            for name in self.figures.keys() - known:
+            for name in [name for name in self.figures if name not in known]:
                 if name.endswith(("_ms", "_s", "_error")):
                     print(f"  {name} {self.figures[name]:.4g}", flush=True)
             # What a graph holds on the card is given back before the next one's peak is measured.
@@ -86,7 +87,7 @@ class Session:
     def _layers(self, task: Task) -> None:
         from models.runtime.gpu_kernels import GpuKernels
 
-        kernels, device = GpuKernels(autotune=self.autotune), torch.device("cuda")
+        kernels = GpuKernels(autotune=self.autotune)
         timed = self._timed.setdefault(task.images, {})
         longest = 0.0
         torch.backends.cudnn.benchmark = True  # the library's fastest convolution for a shape
@@ -99,14 +100,13 @@ class Session:
                 break
             with self._failing(f"{geometry(shape)}, batches of {task.images}"):
                 timed[shape] = time_layer(
-                    step, task.images, kernels, device, self.seconds / 10, in_a_graph
+                    step, task.images, kernels, self.device, self.seconds / 10, in_a_graph
                 )
             longest = max(longest, left - self.deadline.left_s)
         self.figures |= layer_figures(timed, task.images, self.ceilings)
 
     def _calibration(self, task: Task) -> None:
-        device = torch.device("cuda")
-        seconds = calibration_seconds(self.sources[task.net], task.images, device)
+        seconds = calibration_seconds(self.sources[task.net], task.images, self.device)
         self.figures[f"{task.net}.calibration_s"] = seconds
 
     def _net(self, name: str) -> Net:

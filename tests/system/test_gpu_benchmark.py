@@ -1,6 +1,7 @@
 """``python -m benchmarks.gpu`` and ``make gpu-check``, as far as that goes without a GPU."""
 
 import json
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -13,13 +14,14 @@ from torch import nn
 
 from benchmarks import gpu, gpu_check
 from benchmarks.gpu_check import Step, check
-from benchmarks.gpu_measuring import calibrating, report
+from benchmarks.gpu_measuring import calibrating, laps, networks, report, session
 from benchmarks.gpu_measuring.ceilings import sign_program
 from benchmarks.gpu_measuring.cells import Deadline, Task, tasks
 from benchmarks.gpu_measuring.laps import by_turns, medians
 from benchmarks.gpu_measuring.layers import (
     NAMES,
     Timed,
+    copies,
     launch,
     layer_figures,
     layers,
@@ -30,7 +32,7 @@ from benchmarks.gpu_measuring.layers import (
 from benchmarks.gpu_measuring.nets import Net, Source, make_net, timed_images
 from benchmarks.gpu_measuring.networks import logit_error, packed_bytes
 from benchmarks.gpu_measuring.ratios import GOALS, Goal, ratios
-from benchmarks.gpu_measuring.rival import in_half_precision, parameter_bytes
+from benchmarks.gpu_measuring.rival import Captured, in_half_precision, parameter_bytes
 from benchmarks.gpu_measuring.roofline import Ceilings, Work, float_work, geometry, work
 from benchmarks.gpu_measuring.session import Session
 from models.kernels.cuda.compilation import compiled
@@ -150,6 +152,20 @@ def test_layers_come_with_their_shares_of_the_ceiling() -> None:
     table = report.layer_table(figures, 64)
     assert "c64x8x8_n128_k3x3_s2x2_p1x1" in table
     assert "c64x8x8" not in report.layer_table(figures, 1)
+
+
+def test_layers_are_held_against_the_faster_rival() -> None:
+    seconds = {"fp16": 3e-3, "fp16_compiled": 2e-3, "w1a16": 1e-3}
+    timed = {name: Timed(each, Work(1, 1), "f16") for name, each in seconds.items()}
+    figures = layer_figures({LAYER: timed}, 1, Ceilings(1e9, {"f16": 1e12}))
+    assert figures["layers.c64x8x8_n128_k3x3_s2x2_p1x1.b1.w1a16_vs_fp16"] == pytest.approx(2)
+
+
+def test_weights_that_are_read_once_are_more_than_a_cache_holds() -> None:
+    linear = ProductShape(9216, 4096)
+    assert copies(linear, 1) * 9216 * 4096 / 8 >= 1 << 27
+    assert copies(linear, 64) == copies(LAYER, 1) == 1
+    assert copies(ProductShape(32, 10), 8) == 32
 
 
 def test_a_card_that_counts_no_bits_has_no_ceiling_for_them() -> None:
@@ -329,6 +345,57 @@ def test_calibration_is_timed_by_the_clock_it_is_given() -> None:
     assert seconds == 2.5
 
 
+def clocked_laps(run: Callable[[], object], count: int) -> list[float]:
+    clock = Clock()
+    return clock.laps(lambda: (run(), clock.taking(0.001)()), count)
+
+
+@pytest.fixture
+def rehearsed(tiny: Net, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """A session on a GPU that is simulated, of a tiny network whose laps take a millisecond."""
+    pytest.importorskip("triton")
+    from models.runtime import gpu_kernels
+
+    beside = ROOT / "tests/models"
+    plain = runpy.run_path(str(beside / "plain_gpu_kernels.py"))["PlainKernels"]
+    runpy.run_path(str(beside / "simulated_gpu.py"))["install"](monkeypatch)
+    monkeypatch.setattr(gpu_kernels, "GpuKernels", lambda **_: plain())
+    monkeypatch.setattr(laps, "event_laps", clocked_laps)
+    for name, stand_in in (
+        ("synchronize", lambda: None),
+        ("empty_cache", lambda: None),
+        ("memory_reserved", lambda: 0),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(networks, "in_half_precision", lambda net, _: in_half_precision(net, "cpu"))
+    monkeypatch.setattr(
+        networks, "compiled", lambda half, x: Captured(lambda: half(x.half()), half, x, x)
+    )
+    monkeypatch.setattr(session, "in_a_graph", lambda launches: launches[0])
+    monkeypatch.setattr(session, "make_net", lambda name, source: tiny)
+    found = Session({"tiny": TINY}, Deadline(None), 0.0, False, device=torch.device("cpu"))
+    found.__dict__["ceilings"] = Ceilings(1e12, {"f16": 1e15, "i8": 1e15, "b1": 1e16})
+    return found
+
+
+def test_a_session_measures_networks_layers_and_calibration(rehearsed: Session) -> None:
+    wanted = tasks(("tiny",), (2,), (2,), ("tiny",), 8)
+    rehearsed.run(wanted, lambda: None)
+    assert rehearsed.failures == rehearsed.left_out == []
+    assert rehearsed.cells == [("tiny", 2)]
+    figures = rehearsed.figures
+    for name in report.RUNTIMES:
+        assert figures[f"tiny.b2.{name}_ms"] == pytest.approx(1.0)
+        assert figures[f"tiny.b2.{name}_peak_mib"] == 0
+        assert figures[f"tiny.{name}_weight_bytes"] > 0
+    assert figures["tiny.w1a8_logit_error"] == 0 <= figures["tiny.w1a16_logit_error"] < 1e-5
+    assert figures["tiny.w1a8_packed_bytes"] <= figures["tiny.w1a8_weight_bytes"]
+    assert figures["tiny.calibration_s"] > 0
+    layer = "layers.c512x1x1_n10_k1x1_s1x1_p0x0.b2"
+    assert {f"{layer}.{name}_ms" for name in ("fp16", *NAMES)} <= set(figures)
+    gpu.print_tables(rehearsed, ("tiny",), (2,))
+
+
 @WITHOUT_A_GPU
 @pytest.mark.parametrize("module", ["benchmarks.gpu", "benchmarks.gpu_check"])
 def test_a_machine_without_a_gpu_is_told_so(module: str, tmp_path: Path) -> None:
@@ -388,13 +455,27 @@ def test_a_checker_that_is_not_there_is_left_out() -> None:
 
 
 def test_the_benchmark_gets_the_time_that_is_left() -> None:
-    made = gpu_check.steps(lambda: 125.0, Path("figures.json"))
-    *_, last = [make() for make in made]
-    assert [make().name for make in made] == ["tests", "memcheck", "racecheck", "benchmark"]
+    steps = [make() for make in gpu_check.steps(lambda: 125.0, Path("figures.json"))]
+    names = ["tests", "small networks", "memcheck", "racecheck", "benchmark"]
+    assert [step.name for step in steps] == names
+    last = steps[-1]
     assert last.limit_s == 125.0
     asked = gpu.arguments(list(last.command or [])[3:])
     assert (asked.limit, asked.json) == (100.0, Path("figures.json"))
     assert not asked.autotune
+
+
+@pytest.mark.parametrize(("status", "works"), [(0, True), (1, False)])
+def test_a_checker_that_refuses_the_gpu_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, works: bool
+) -> None:
+    checker = tmp_path / "compute-sanitizer"
+    checker.write_text(f"#!/bin/sh\nexit {status}\n")
+    checker.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    _, _, memcheck, _, _ = [make() for make in gpu_check.steps(lambda: 125.0, None)]
+    assert (memcheck.command is not None) is works
+    assert memcheck.environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
 def test_all_tests_that_need_a_gpu_are_run(tmp_path: Path) -> None:
