@@ -7,6 +7,7 @@ the device, on one stream, so that models take turns there as they do on the pro
 """
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -31,6 +32,9 @@ MAX_BATCH_IMAGES: Final = 64
 _SHARE_OF_FREE_MEMORY: Final = 0.5
 # Sums of levels of 8 bits stay within 32 bits for filters of so many weights.
 _MOST_FILTER_WEIGHTS: Final = (2**31 - 1) // 255
+
+# torch records one graph at a time, and meanwhile neither counts nor gives back memory.
+_preparing: Final = threading.Lock()
 
 _log = logging.getLogger("bitpress.models")
 
@@ -74,7 +78,7 @@ class CudaRuntime:
         self._output_shape = artifact.plan.output_shape
         program = gpu_program(compile_plan(artifact.plan, artifact.tensors))
         _check_sums(program)
-        with _refusing_what_cannot_be_prepared():
+        with _refusing_what_cannot_be_prepared(), _preparing:
             from models.runtime.gpu_kernels import GpuKernels  # needs Triton
 
             self._device = _with_index(device)
@@ -119,6 +123,7 @@ class CudaRuntime:
 
         Raises:
             ValueError: ``x`` is not float32 of the plan's input shape, in the processor's memory.
+            Unavailable: the GPU has failed; or some number was too large for float16.
         """
         if (
             x.dtype != torch.float32
@@ -131,6 +136,13 @@ class CudaRuntime:
         for first in range(0, len(x), most):
             part = slice(first, first + most)
             self._run_part(x.detach()[part], result[part])
+        if not torch.isfinite(result).all():
+            raise Unavailable(
+                "This network makes numbers too large for the half precision of the runtime "
+                "'cuda'.",
+                field="runtime",
+                remedy="Use the runtime 'cpu'.",
+            )
         return result
 
     def static_input(self, images: int) -> Tensor:

@@ -5,18 +5,14 @@ compute; a graph is started once for a whole network. Everything that a graph to
 beforehand, so that playing it back allocates nothing.
 """
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from models.runtime.gpu_execution import GpuExecution, Launch
-
-# torch records one graph at a time.
-_recording: Final = threading.Lock()
 
 
 def sizes_up_to(most: int) -> tuple[int, ...]:
@@ -27,24 +23,17 @@ def sizes_up_to(most: int) -> tuple[int, ...]:
 class Graphs:
     """One graph for each of ``sizes``; what they allocate beside ``execution`` they share.
 
-    They must not be played back at the same time.
+    They must not be played back at the same time; nor may two threads of a process make any.
     """
 
     def __init__(self, execution: GpuExecution, sizes: Sequence[int], device: torch.device) -> None:
         self.sizes = tuple(sorted(sizes))
-        with _recording, torch.cuda.device(device), torch.no_grad():
+        with torch.cuda.device(device), torch.no_grad():
             self._pool: Any = torch.cuda.graph_pool_handle()
             # The largest first: what smaller ones allocate fits into what it has left.
             self._graphs = {size: self._record(execution.bind(size)) for size in self.sizes[::-1]}
-
-    @property
-    def pool_bytes(self) -> int:
-        """Bytes that the graphs allocated for themselves."""
-        return sum(
-            segment["total_size"]
-            for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-            if tuple(segment["segment_pool_id"]) == tuple(self._pool)
-        )
+            self.pool_bytes = _pool_bytes(self._pool)
+            """Bytes that the graphs allocated for themselves."""
 
     def size_for(self, images: int) -> int:
         """Return the least size that holds ``images``, which are not more than the largest."""
@@ -74,6 +63,14 @@ class Graphs:
             for launch in launches:
                 launch()
         return graph
+
+
+def _pool_bytes(pool: Any) -> int:
+    return sum(
+        segment["total_size"]
+        for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        if tuple(segment["segment_pool_id"]) == tuple(pool)
+    )
 
 
 @contextmanager

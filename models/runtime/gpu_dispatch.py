@@ -1,5 +1,6 @@
 """The one thread of a process that gives a GPU its work, on one stream."""
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,11 @@ from typing import Final
 
 import torch
 
+from store.errors import Unavailable
+
 _making: Final = threading.Lock()
+
+_log = logging.getLogger("bitpress.models")
 
 
 class GpuDispatch:
@@ -17,13 +22,29 @@ class GpuDispatch:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bitpress-gpu")
+        self._failed = False
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def run(self, work: Callable[[], None], then: Callable[[], None]) -> None:
-        """Run ``work`` on the thread; once the device has done what it enqueued, ``then`` too."""
+        """Run ``work`` on the thread; once the device has done what it enqueued, ``then`` too.
+
+        Raises:
+            Unavailable: the device has failed, now or before: it does nothing more for a process
+                once a kernel of that went wrong.
+        """
         self._thread.submit(self._run, work, then).result()
 
     def _run(self, work: Callable[[], None], then: Callable[[], None]) -> None:
+        if self._failed:
+            raise _failure()
+        try:
+            self._run_on_device(work, then)
+        except torch.AcceleratorError as error:
+            self._failed = True
+            _log.exception("the GPU failed")
+            raise _failure() from error
+
+    def _run_on_device(self, work: Callable[[], None], then: Callable[[], None]) -> None:
         # Callers may be in inference mode, and what they made can be written in no other.
         with (
             torch.cuda.device(self._device),
@@ -33,6 +54,12 @@ class GpuDispatch:
             work()
             self._stream.synchronize()
             then()
+
+
+def _failure() -> Unavailable:
+    return Unavailable(
+        "The GPU has failed.", field="runtime", remedy="Start this process of bitpress anew."
+    )
 
 
 def dispatch(device: torch.device) -> GpuDispatch:

@@ -12,6 +12,10 @@ from models.runtime import cuda, cuda_graphs, gpu_dispatch
 
 POOL = (0, 7)
 POOL_BYTES = 4096
+SEGMENTS = [
+    {"segment_pool_id": (0, 0), "total_size": 1},
+    {"segment_pool_id": POOL, "total_size": POOL_BYTES},
+]
 
 
 class Stream:
@@ -37,8 +41,15 @@ class Graph:
 @contextlib.contextmanager
 def recording(graph, pool=None, stream=None, capture_error_mode="global"):
     # In any other mode a recording fails for what other threads do meanwhile.
+    assert cuda._preparing.locked()
     assert pool == POOL and isinstance(stream, Stream) and capture_error_mode == "thread_local"
     yield
+
+
+def while_preparing(answer):
+    """Give ``answer``; torch gives it to no other thread than the one that may be recording."""
+    assert cuda._preparing.locked()
+    return answer
 
 
 def nothing(*arguments):
@@ -52,16 +63,13 @@ def install(monkeypatch, free_bytes=1 << 30):
         "Stream": Stream,
         "current_device": lambda: 0,
         "current_stream": Stream,
-        "empty_cache": lambda: None,
+        "empty_cache": lambda: while_preparing(None),
         "is_available": lambda: True,
         "device": nothing,
         "graph": recording,
         "graph_pool_handle": lambda: POOL,
         "mem_get_info": lambda: (free_bytes, free_bytes),
-        "memory_snapshot": lambda: [
-            {"segment_pool_id": (0, 0), "total_size": 1},
-            {"segment_pool_id": POOL, "total_size": POOL_BYTES},
-        ],
+        "memory_snapshot": lambda: while_preparing(SEGMENTS),
         "stream": nothing,
     }
     for name, stand_in in stand_ins.items():
