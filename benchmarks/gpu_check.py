@@ -137,9 +137,10 @@ def run(step: Step, left_s: float) -> str:
             process.wait(min(_GRACE_S, limit / 2))
         return f"FAILED: not done within {limit:.0f} s"
     finally:
-        if process.poll() is None:
+        # Also where it has ended by itself: its children may not have, and would disturb the next.
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
     return "passed" if status == 0 else f"FAILED with status {status}"
 
 
@@ -185,7 +186,9 @@ def main(given: Sequence[str] | None = None) -> int:
     def left_s() -> float:
         return end - time.monotonic()
 
-    return check(steps(left_s, asked.json), left_s)
+    # Steps run in the repository's folder, wherever this was asked for.
+    json = None if asked.json is None else asked.json.resolve()
+    return check(steps(left_s, json), left_s)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ recorded in one graph, so that what is timed is the kernel, not its start. Input
 where they are, so that those of small layers are found in the cache, for all kinds alike.
 
 A linear layer of a few images does nothing but read its weights. Packed ones would be in the cache
-after the first launch and the rival's would not: so each launch has weights of its own there, as
-many as no cache holds.
+after the first launch and the rival's would not: so launches take turns with many copies of large
+weights, which no cache holds.
 """
 
 from collections.abc import Callable, Iterable, Sequence

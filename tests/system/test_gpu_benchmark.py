@@ -221,7 +221,7 @@ def test_goals_speak_of_what_is_measured() -> None:
 
 def test_what_goals_hang_on_comes_first_and_nothing_twice() -> None:
     found = tasks(gpu.NETS, gpu.BATCHES, gpu.LAYER_BATCHES, ("vgg9", "resnet18"), 1000)
-    assert found[:2] == [Task("network", "resnet18", 1), Task("network", "resnet18", 64)]
+    assert found[:2] == [Task("network", "resnet18", 1), Task("calibration", "resnet18", 1000)]
     assert Counter(task.kind for task in found) == {"network": 16, "layers": 8, "calibration": 2}
     assert len(set(found)) == len(found)
     assert tasks(("vgg9",), (8,), (), (), 1) == [Task("network", "vgg9", 8)]
@@ -232,9 +232,9 @@ def test_nothing_is_begun_that_would_end_too_late() -> None:
     wanted = [Task("network", "vgg9", n) for n in (1, 2, 3)] + [Task("calibration", "vgg9", 9)]
     left_out: list[Task] = []
     begun = []
-    for task in Deadline(100.0, clock).while_time(wanted, left_out):
+    for task in Deadline(200.0, clock).while_time(wanted, left_out):
         begun.append(task)
-        clock.now += 55.0 if task.kind == "network" else 1.0
+        clock.now += 105.0 if task.kind == "network" else 1.0
     assert begun == [wanted[0], wanted[3]]
     assert left_out == wanted[1:3]
     assert [str(task) for task in left_out] == ["vgg9, batches of 2", "vgg9, batches of 3"]
@@ -243,9 +243,9 @@ def test_nothing_is_begun_that_would_end_too_late() -> None:
 def test_how_long_something_takes_is_thought_of_before_it_is_seen() -> None:
     clock = Clock()
     wanted = [Task("network", "vgg9", n) for n in (1, 2)]
-    assert list(Deadline(59.0, clock).while_time(wanted, [])) == []
-    for _ in Deadline(61.0, clock).while_time(wanted, left_out := []):
-        clock.now += 30.0
+    assert list(Deadline(119.0, clock).while_time(wanted, [])) == []
+    for _ in Deadline(121.0, clock).while_time(wanted, left_out := []):
+        clock.now += 60.0
     assert left_out == []
 
 
