@@ -221,6 +221,22 @@ def test_no_order_of_threads_and_copies_matters(build, configuration):
         check(kernel, product, configuration, seed=seed, late_copies=late_copies)
 
 
+@pytest.mark.parametrize("name", ["x", "residual"])
+def test_what_lies_between_multiples_of_16_bytes_is_refused(build, name):
+    product = made["random_product"](3, kept="f32", whole_words=True)
+    words, tensors = product.tensors(tap_sums, "cpu")
+    epilogue = replace(product.epilogue, residual="f32")
+    out = torch.empty(product.out_shape)
+    found = {"x": torch.from_numpy(product.x_words), "residual": torch.empty_like(out)}
+    whole = torch.zeros(found[name].numel() + 1, dtype=found[name].dtype)
+    found[name] = whole[1:].view_as(found[name])
+    kernel = build("popcount_product")
+    with kernel.instead_of_a_device(), pytest.raises(ValueError, match="16 bytes"):
+        also = None if epilogue.also_levels is None else out.to(torch.int8)
+        tensors = replace(tensors, residual=found["residual"], also=also)
+        launch_product(found["x"], words, tensors, product.shape, epilogue, out, Popcount())
+
+
 def test_tap_sums_are_sums_over_rectangles_of_taps():
     product = made["random_product"](5, bases=2)
     table = tap_sums(torch.from_numpy(product.weight_words), product.shape).numpy()

@@ -37,7 +37,7 @@ _DTYPES: Final[dict[ValueKind, torch.dtype]] = {
 # Kernels number pixels with 32 bits.
 _MOST_PIXELS: Final = 2**31 - 1
 
-# Copies to shared memory take so many bytes at once.
+# Kernels read and write up to so many bytes at once.
 _ALIGNMENT: Final = 16
 
 
@@ -54,7 +54,7 @@ def launch_product(
 
     ``words``: int32 of ``shape.words_shape``. ``tensors`` has ``tap_sums`` and what ``epilogue``
     says. ``out``: of ``shape.out_shape(N, epilogue.kept)``, kept as ``epilogue.kept``. All are
-    contiguous and on one GPU; nothing shares memory with ``out`` but the residual may.
+    contiguous, on one GPU, at multiples of 16 bytes, and share no memory with ``out``.
 
     Raises:
         ValueError: a tensor has another dtype, shape or place, or ``x`` is not kept as signs.
@@ -96,7 +96,8 @@ def _run_product(
     shape, epilogue = decoded(description)
     finishing = (base_scale, affine, slope, threshold, residual)
     _check_product(x, words, tap_sums, finishing, out, also, shape, epilogue)
-    if any(tensor.data_ptr() % _ALIGNMENT for tensor in (x, words, out)):
+    placed = [one for one in (x, words, tap_sums, residual, out, also) if one is not None]
+    if any(tensor.data_ptr() % _ALIGNMENT for tensor in placed):
         raise ValueError(f"a tensor's address is no multiple of {_ALIGNMENT} bytes")
     config = _decoded(configuration)
     if len(x) == 0:
