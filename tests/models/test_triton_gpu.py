@@ -1,5 +1,7 @@
 """The Triton kernels on an NVIDIA GPU: against float64, to the bit for levels, and in a graph."""
 
+import logging
+import random
 import runpy
 from pathlib import Path
 
@@ -23,9 +25,21 @@ cases = runpy.run_path(str(Path(__file__).with_name("product_cases.py")))
 random_case, run_case, check_case = (cases[n] for n in ("random_case", "run_case", "check_case"))
 PLAIN = runpy.run_path(str(Path(__file__).with_name("plain_gpu_kernels.py")))["PlainKernels"]()
 
+SEED = random.SystemRandom().randrange(2**31)  # other numbers each time
+
 BYTES = Levels(8, -0.75, 0.25, 3)
 KEPT = Levels(8, -4.0, 0.5, 8)
 RELU = Activation("relu")
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory_and_a_known_seed():
+    """Fill what ``torch.empty`` gives, parts of sums too, with what is no number."""
+    logging.warning("random numbers of the seed %d", SEED)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
 
 SHAPES = {
     "3x3": ProductShape(64, 96, (3, 3), padding=(1, 1), in_hw=(14, 14)),
@@ -58,7 +72,7 @@ def test_products(name, read):
         residual="f32",
         activation=RELU,
     )
-    case = random_case(shape, epilogue, 3, seed=4)
+    case = random_case(shape, epilogue, 3, seed=SEED)
     config = heuristic(shape, epilogue, 3, torch.cuda.get_device_capability())
     check_case(case, run_case(case, config, "cuda"))
 
@@ -69,7 +83,7 @@ def test_products(name, read):
 )
 def test_tiles_that_suit_many_images(shape, read):
     epilogue = Epilogue(read, "f16", BYTES if read == "i8" else None, affine=True)
-    case = random_case(shape, epilogue, 3, seed=9)
+    case = random_case(shape, epilogue, 3, seed=SEED)
     capability = torch.cuda.get_device_capability()
     possible = {
         config
@@ -85,7 +99,7 @@ def test_tiles_that_suit_many_images(shape, read):
 def test_linear_layers_of_few_images(read, images):
     shape = ProductShape(9216, 512)
     epilogue = Epilogue(read, "f32", BYTES if read == "i8" else None, affine=True)
-    case = random_case(shape, epilogue, images, seed=images)
+    case = random_case(shape, epilogue, images, seed=SEED)
     check_case(case, run_case(case, heuristic(shape, epilogue, images), "cuda"))
 
 
@@ -113,7 +127,7 @@ ENDS = [
 )
 def test_every_way_to_keep_a_result(read, config, end):
     epilogue = Epilogue(read, read_levels=BYTES if read == "i8" else None, **end)
-    case = random_case(SHAPES["3x3"], epilogue, 2, seed=6)
+    case = random_case(SHAPES["3x3"], epilogue, 2, seed=SEED)
     check_case(case, run_case(case, config, "cuda"))
 
 
@@ -129,7 +143,7 @@ def test_every_way_to_keep_a_result(read, config, end):
 )
 @pytest.mark.parametrize("channels", [5, 128])
 def test_numbers_are_finished_to_the_bit(epilogue, channels):
-    torch.manual_seed(5)
+    torch.manual_seed(SEED)
     x = torch.randn(3, 9, 7, channels)
     x = (40 * x).round().clamp(-128, 127).to(torch.int8) if epilogue.read == "i8" else x
     tensors = ProductTensors(
@@ -149,7 +163,7 @@ def test_numbers_are_finished_to_the_bit(epilogue, channels):
 @pytest.mark.parametrize("maximum", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_pools(maximum, dtype):
-    torch.manual_seed(6)
+    torch.manual_seed(SEED)
     x = torch.randn(2, 9, 8, 70).to(dtype)
     out, expected = (torch.full((2, 5, 4, 70), 77, dtype=dtype) for _ in range(2))
     on_gpu = out.cuda()
@@ -161,7 +175,7 @@ def test_pools(maximum, dtype):
 def test_a_choice_is_measured_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("BITPRESS_CACHE_DIR", str(tmp_path))
     shape = ProductShape(64, 64, (3, 3), padding=(1, 1), in_hw=(8, 8))
-    case = random_case(shape, Epilogue("f16", "f32"), 4, seed=2)
+    case = random_case(shape, Epilogue("f16", "f32"), 4, seed=SEED)
     monkeypatch.setattr(tuning, "candidates", lambda *given: candidates(*given)[:2])
     out = torch.empty(shape.out_shape(4, "f32"), device="cuda")
     given = (case.x.cuda(), case.words.cuda(), ProductTensors(), shape, case.epilogue, out)
@@ -173,7 +187,7 @@ def test_a_choice_is_measured_and_kept(tmp_path, monkeypatch):
 
 def test_a_graph_computes_what_launches_do():
     shape = ProductShape(128, 64, (3, 3), padding=(1, 1), in_hw=(8, 8))
-    case = random_case(shape, Epilogue("f16", "f32"), 2, seed=3)
+    case = random_case(shape, Epilogue("f16", "f32"), 2, seed=SEED)
     out = torch.empty(shape.out_shape(2, "f32"), device="cuda")
     x, words = case.x.cuda(), case.words.cuda()
     config = Configuration(64, 32, 64, splits=4)  # with memory of its own, from the graph's pool
@@ -183,7 +197,7 @@ def test_a_graph_computes_what_launches_do():
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         operators.launch_product(*given)
-    for seed in (4, 5):
+    for seed in (SEED + 1, SEED + 2):
         case = random_case(shape, case.epilogue, 2, seed=seed)
         x.copy_(case.x)
         words.copy_(case.words)
@@ -194,7 +208,7 @@ def test_a_graph_computes_what_launches_do():
 
 
 def test_operators_are_well_formed():
-    case = random_case(SHAPES["1x1"], Epilogue("f16", "f32"), 1, seed=4)
+    case = random_case(SHAPES["1x1"], Epilogue("f16", "f32"), 1, seed=SEED)
     out = torch.empty(SHAPES["1x1"].out_shape(1, "f32"), device="cuda")
     text = operators.encoded(SHAPES["1x1"], case.epilogue)
     config = operators._packed(Configuration())

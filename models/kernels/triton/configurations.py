@@ -139,7 +139,8 @@ def _tile_candidates(
         _shallow(config, epilogue.read, capability)
         for filters in _fitting((32, 64, 128), shape.group_filters)
         for block in _fitting((16, 32, 64, 128, 256), pixels)
-        for channels in _fitting(_CHANNEL_BLOCKS[epilogue.read], shape.tap_words * WORD_BITS)
+        # The widest: narrow ones leave threads without a word of weights to copy.
+        for channels in _fitting(_CHANNEL_BLOCKS[epilogue.read], shape.tap_words * WORD_BITS)[-1:]
         if filters * block <= most
         for config in _tiles(shape, pixels, filters, block, channels, hopper)
     ]

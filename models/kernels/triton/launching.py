@@ -7,6 +7,7 @@ from functools import cache
 from types import FunctionType
 from typing import Any, Final
 
+import torch
 import triton.language as tl
 from torch import Tensor
 from triton import knobs
@@ -37,7 +38,8 @@ def launch(
     first: Tensor = arguments[0]
     if first.is_cuda:
         options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
-        kernel[grid](*arguments, **constants, **options)
+        with torch.cuda.device(first.device):  # Triton launches on the current one
+            kernel[grid](*arguments, **constants, **options)
         return
     with _interpreting():
         interpreted(kernel)[grid](*arguments, **constants)

@@ -51,7 +51,7 @@ def launch_product(
 
     ``words``: int32 of ``shape.words_shape``, in the order of `word_order.interleaved`.
     ``out``: of ``shape.out_shape(N, epilogue.kept)``, kept as ``epilogue.kept``. All tensors are
-    contiguous and on one device; ``out`` shares memory with none of them but the residual.
+    contiguous and on one device; ``out`` shares memory with none of them.
 
     Raises:
         ValueError: a tensor is missing or of another dtype or shape; or signs are read, which is
