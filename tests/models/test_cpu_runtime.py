@@ -37,6 +37,7 @@ every_set = pytest.mark.parametrize("kernels", KERNEL_SETS)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("BITPRESS_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("BITPRESS_CPU_KERNELS", raising=False)
+    monkeypatch.setattr(runtime, "_cuda_is_here", lambda: False)  # it would come first
 
 
 @pytest.fixture
