@@ -56,8 +56,8 @@ lint: install
 
 # Side by side, as many tests wait for a process to end or a lease to pass; a file's tests share
 # what they have started. Files in their own order, so that the long ones do not come last.
-PYTEST := $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(PYTEST)

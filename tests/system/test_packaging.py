@@ -312,7 +312,7 @@ def test_make_test_checks_everything() -> None:
         ".venv/bin/mypy",
         ".venv/bin/lint-imports",
     ]
-    assert tests.startswith(".venv/bin/pytest -n ")
+    assert tests.startswith(".venv/bin/pytest -n 2 ")
     assert " -m " not in tests
 
 
