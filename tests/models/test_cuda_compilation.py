@@ -50,14 +50,19 @@ def assembled(text, arch):
     options = [f"--gpu-architecture={arch}".encode(), b"--std=c++17", b"--ptxas-options=-v"]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = b" " * size
+    log = writable(size)
     nvrtc.nvrtcGetProgramLog(program, log)
     assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
     _, size = nvrtc.nvrtcGetPTXSize(program)
-    ptx = b" " * size
+    ptx = writable(size)
     nvrtc.nvrtcGetPTX(program, ptx)
     nvrtc.nvrtcDestroyProgram(program)
-    return ptx.decode(), log.decode()
+    return ptx[:size].decode(), log[:size].decode()
+
+
+def writable(size):
+    """Return bytes that C may write to: of a single byte Python has but one object for all."""
+    return b" " * (size + 1)
 
 
 def test_every_source_is_part_of_a_program_and_includes_nothing():
