@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -329,6 +330,8 @@ def test_training_stays_on_its_device_and_waits_for_it_at_the_end(
 ):
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch.random, "fork_rng", lambda _devices: contextlib.nullcontext())
+    # A report in between, which waits too, comes by the clock.
+    monkeypatch.setattr("worker.training.figures.REPORT_S", math.inf)
     recipe, images = recipe_of(name, batch_size=32), digit_images(64)
     here, there = (trainer_of(full, recipe, images=images, device=of) for of in ("cpu", "cuda:0"))
     expected = here.epoch(0, silent)
