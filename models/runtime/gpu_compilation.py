@@ -21,18 +21,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.attributes import Activation
-from models.kernels.image_windows import WHOLE_PIXELS, ImageWindows
+from models.kernels.image_windows import WHOLE_PIXELS
 from models.kernels.product_shape import (
-    LEVEL_OFFSET,
     WORD_BITS,
     Epilogue,
     Levels,
-    ProductShape,
     ProductTensors,
     ValueKind,
 )
 from models.operators import zero_level
 from models.runtime.flat_program import NONE, FlatProgram, Function, Kind, Step, Type
+from models.runtime.gpu_geometry import (
+    NumberKind,
+    as_linear,
+    by_rows,
+    float_kind,
+    product_shape,
+    wastes_words,
+    windows_of,
+)
 from models.runtime.gpu_program import (
     CopyStep,
     ElementwiseStep,
@@ -47,17 +54,12 @@ from models.runtime.gpu_program import (
     SignStep,
     TransposeStep,
     ZeroStep,
-    is_linear,
 )
 from models.runtime.gpu_weights import tap_words
 
 # As what a value of the flat program exists here: numbers as their readers want them, the same as
 # float16 for products, a quantizer's codes, or signs as bits.
 _Form = Literal["numbers", "halves", "codes", "bits"]
-_NumberKind = Literal["f16", "f32"]
-
-# Of more, a pixel's channels fill so much of a word that laying pixels side by side saves little.
-_FEW_CHANNELS: Final = 8
 
 _ACTIVATIONS: Final[dict[Function, Literal["relu", "hardtanh", "prelu"]]] = {
     Function.RELU: "relu",
@@ -132,7 +134,7 @@ class _Compilation:
         windows = WHOLE_PIXELS
         reader = self._sole_product(value) if codes_alone or step.out_u8 == NONE else None
         if reader is not None:
-            windows = _windows(reader, levels)
+            windows = windows_of(reader, levels)
             self._by_rows.add(value)
             pixels = self._values[out]
             self._values[out] = replace(
@@ -154,24 +156,22 @@ class _Compilation:
 
     def _sole_product(self, value: int) -> Step | None:
         """Return the product of bits that reads the images, if it alone does and with waste."""
-        readers, shape = self._readers[value], self._flat.values[value]
+        readers = self._readers[value]
         if len(readers) != 1 or not _multiplies_bits(readers[0], value):
             return None
-        reader, columns = readers[0], readers[0].kernel_columns
-        plain = reader.groups == 1 == reader.dilation_columns and reader.in1 != value
-        few = shape.channels <= _FEW_CHANNELS and columns > 1
-        whole = _as_linear(self._shape(reader)).in_hw == (1, 1)
-        return reader if plain and few and not whole else None
+        reader = readers[0]
+        alone = reader.in1 != value and wastes_words(reader, product_shape(self._flat, reader))
+        return reader if alone else None
 
     def _product(self, step: Step, packed_bits: NDArray[np.uint8]) -> None:
-        shape = self._shape(step)
+        shape = product_shape(self._flat, step)
         if step.in0 in self._by_rows:
-            shape = _by_rows(shape)
+            shape = by_rows(shape)
         source, levels = self._multiplied(step.in0)
         read = self._values[source].kind
         # Words of signs follow each other without gaps where channels fill them.
         if read != "b1" or shape.in_channels % WORD_BITS == 0:
-            shape = _as_linear(shape)
+            shape = as_linear(shape)
         weights = (shape.filters, shape.group_channels, *shape.kernel)
         words = tap_words(torch.from_numpy(packed_bits), weights)
         out, finish = self._finish(step, read, levels)
@@ -180,10 +180,10 @@ class _Compilation:
         )
 
     def _float_product(self, step: Step, weight: NDArray[np.float32]) -> None:
-        shape = _as_linear(self._shape(step))
+        shape = as_linear(product_shape(self._flat, step))
         taps = torch.from_numpy(weight).reshape(shape.filters, *shape.kernel, shape.group_channels)
         source = self._places[step.in0, "numbers"]
-        read = _float_kind(shape)
+        read = float_kind(shape)
         dtype = torch.float16 if read == "f16" else torch.float32
         filters = taps.permute(0, 3, 1, 2).to(dtype)
         out, finish = self._finish(step, read)
@@ -339,7 +339,7 @@ class _Compilation:
         levels = self._levels[step.out_u8] = Levels(bits, step.low, step.step, zero)
         return self._place(step.out_u8, "codes", "i8"), levels
 
-    def _kind_to_write(self, step: Step) -> _NumberKind:
+    def _kind_to_write(self, step: Step) -> NumberKind:
         """Return how the numbers that ``step`` writes are kept."""
         makers = [step] if step.out_f32 == NONE else self._makers[step.out_f32]
         if step.kind in (Kind.MAX_POOL, Kind.COPY, Kind.ZERO, Kind.TRANSPOSE):
@@ -355,13 +355,13 @@ class _Compilation:
         if not self._exact:
             return "f16"
         if step.kind == Kind.PRODUCT and step.weight is not None:
-            return _float_kind(_as_linear(self._shape(step)))
+            return float_kind(as_linear(product_shape(self._flat, step)))
         multiplied = step.out_u8 == NONE and all(
             reader.kind == Kind.PRODUCT and reader.in1 != step.out_f32 for reader in readers
         )
         return "f16" if multiplied else "f32"
 
-    def _number_kind(self, value: int) -> _NumberKind:
+    def _number_kind(self, value: int) -> NumberKind:
         return "f16" if self._values[value].kind == "f16" else "f32"
 
     def _place(self, value: int, form: _Form, kind: ValueKind) -> int:
@@ -371,57 +371,6 @@ class _Compilation:
             self._places[value, form] = len(self._values)
             self._values.append(GpuValue(shape.channels, shape.height, shape.width, kind))
         return self._places[value, form]
-
-    def _shape(self, step: Step) -> ProductShape:
-        source = self._flat.values[step.in0]
-        return ProductShape(
-            in_channels=source.channels,
-            filters=step.filters,
-            kernel=(step.kernel_rows, step.kernel_columns),
-            stride=(step.stride_rows, step.stride_columns),
-            padding=(step.padding_rows, step.padding_columns),
-            dilation=(step.dilation_rows, step.dilation_columns),
-            groups=step.groups,
-            in_hw=(source.height, source.width),
-            bases=step.bases,
-            pad_value=1 if step.pad_value else 0,
-        )
-
-
-def _as_linear(shape: ProductShape) -> ProductShape:
-    """Return the same product as that of a vector, where its kernel is as large as the map."""
-    if shape.kernel != shape.in_hw or shape.padding != (0, 0) or shape.groups != 1:
-        return shape
-    numbers = shape.in_channels * shape.taps
-    return ProductShape(in_channels=numbers, filters=shape.filters, bases=shape.bases)
-
-
-def _windows(product: Step, levels: Levels | None) -> ImageWindows:
-    """Return how the images are laid out that ``product`` reads, as numbers or as ``levels``."""
-    outside = product.pad_value if levels is None else (levels.zero or 0) - LEVEL_OFFSET
-    return ImageWindows(
-        product.kernel_columns, product.stride_columns, product.padding_columns, float(outside)
-    )
-
-
-def _by_rows(shape: ProductShape) -> ProductShape:
-    """Return the same product of images laid out by `_windows`: a tap is a row of its kernel."""
-    columns = shape.kernel[1]
-    return replace(
-        shape,
-        in_channels=columns * shape.in_channels,
-        kernel=(shape.kernel[0], 1),
-        stride=(shape.stride[0], 1),
-        padding=(shape.padding[0], 0),
-        dilation=(shape.dilation[0], 1),
-        in_hw=(shape.in_hw[0], shape.out_hw[1]),
-    )
-
-
-def _float_kind(shape: ProductShape) -> _NumberKind:
-    """Return in what a product with float weights is computed: the logits of a last layer are
-    told apart in float32, and it reads each weight once either way."""
-    return "f32" if is_linear(shape) else "f16"
 
 
 def _ends_words(step: Step) -> bool:
