@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from models import registry
 from models.binarize import sign_straight_through
-from models.layers import binarize_layer
+from models.layers import BinaryLinear, binarize_layer
 from models.preprocessing import InputSpec, normalise
 from store.specs import FineTuning
 from worker.training.averaging import MovingAverage
@@ -204,6 +204,31 @@ def test_a_rule_sets_the_pace_of_its_latent_weights():
         assert torch.allclose(
             before[key] - value, torch.tensor(0.1 if key == "first.weight" else 0.4)
         )
+
+
+@pytest.mark.parametrize("size", [0.006, 1.0, 20.0])
+def test_adam_moves_scales_by_a_share_of_their_size(size):
+    layer = BinaryLinear(5, 3, further_bases=1)
+    layer.scale.data = size * torch.tensor([0.5, -1.5, 1.0])
+    layer.extra_scale.data = size / 10 * torch.tensor([[1.0, 1.0, 1.0]])
+    before = {key: value.clone() for key, value in layer.named_parameters()}
+    optimizer = Optimizer(layer, Recipe(epochs=1), RULE)
+    for parameter in layer.parameters():
+        parameter.grad = 1e-3 + torch.rand_like(parameter)
+    optimizer.step(0.01)
+    moved = {key: before[key] - value for key, value in layer.named_parameters()}
+    # Adam's first step is the learning rate, whatever the gradient.
+    assert torch.allclose(moved["scale"], torch.tensor(0.01 * size), rtol=1e-3)
+    assert torch.allclose(moved["extra_scale"], torch.tensor(0.001 * size), rtol=1e-3)
+    assert torch.allclose(moved["weight"], torch.tensor(0.01), rtol=1e-3)
+
+
+def test_scales_that_are_all_0_still_move():
+    layer = BinaryLinear(5, 3, further_bases=1)
+    optimizer = Optimizer(layer, Recipe(epochs=1), RULE)
+    layer.extra_scale.grad = torch.ones_like(layer.extra_scale)
+    optimizer.step(0.01)
+    assert bool((layer.extra_scale < 0).all())
 
 
 # --- the moving average

@@ -9,12 +9,18 @@ from models.layers import BinaryConv2d, BinaryLinear
 from worker.training.recipe import Recipe
 from worker.training.rules import WeightRule
 
+# Parameters of binary layers whose size differs from layer to layer.
+_SCALES = ("scale", "extra_scale")
+
 # What each optimizer keeps of every parameter, beside the number of steps.
 _SLOTS = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 
 class Optimizer:
     """Adam with decoupled weight decay, or SGD with momentum, over a network with binary layers.
+
+    Adam moves the scales of a binary layer by a share of what they are at first, so that a learning
+    rate means the same for each, as it does for latent weights.
 
     Only the weights of float layers decay: the length of a latent weight says how firm its bit is,
     and scales, biases and batch norm are no weights that could grow without bound.
@@ -68,10 +74,13 @@ class Optimizer:
 def _groups(network: nn.Module, recipe: Recipe, rule: WeightRule) -> list[dict[str, object]]:
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module in network.modules():
+        layer = module if isinstance(module, BinaryConv2d | BinaryLinear) else None
         for name, parameter in module.named_parameters(recurse=False):
             factor, decay = 1.0, 0.0
-            if name == "weight" and isinstance(module, BinaryConv2d | BinaryLinear):
-                factor = rule.learning_rate_factor(module)
+            if layer is not None and name == "weight":
+                factor = rule.learning_rate_factor(layer)
+            elif layer is not None and name in _SCALES and recipe.optimizer == "adam":
+                factor = _size(parameter)
             elif name == "weight" and isinstance(module, nn.Conv2d | nn.Linear):
                 decay = recipe.weight_decay
             if parameter.requires_grad:
@@ -80,3 +89,12 @@ def _groups(network: nn.Module, recipe: Recipe, rule: WeightRule) -> list[dict[s
         {"params": parameters, "factor": factor, "weight_decay": decay}
         for (factor, decay), parameters in groups.items()
     ]
+
+
+def _size(scales: Tensor) -> float:
+    """Return the mean magnitude of some scales, and 1 where they are all 0.
+
+    Adam's steps are as long as the learning rate, whatever the gradient: of a layer whose scales
+    are 0.006 a rate of 0.001 would move them by a sixth in every step.
+    """
+    return float(scales.detach().abs().mean()) or 1.0
