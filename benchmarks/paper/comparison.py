@@ -144,16 +144,21 @@ def about_bits(bench: Bench, runs: Mapping[str, Sequence[Run]]) -> str:
     return "One bit for every binary weight, but: " + "; ".join(found) + "." if found else ""
 
 
-def measured(bench: Bench, network: nn.Module, images: ImageSet) -> Accuracy:
-    """Return the accuracy of a network on some images."""
+def answers(bench: Bench, network: nn.Module, images: ImageSet) -> NDArray[np.float32]:
+    """Return the logits ``(N, K)`` of a network, which stays as it is, on some images."""
     with progress("evaluating") as report:
-        logits = predict_logits(
+        return predict_logits(
             channels_last(copy.deepcopy(network)),
             images,
             bench.fed,
             report,
             batch_images=bench.batch_images,
         )
+
+
+def measured(bench: Bench, network: nn.Module, images: ImageSet) -> Accuracy:
+    """Return the accuracy of a network on some images."""
+    logits = answers(bench, network, images)
     return Accuracy(accuracy(logits, images.labels), in_largest(logits, images.labels, 5))
 
 
