@@ -65,6 +65,7 @@ from store.specs import METHODS, CompressSpec, parse_spec
 from worker.activation_ranges import activation_scales
 from worker.calibration_images import CalibrationImages
 from worker.data import ImageSet, Splits, split_dataset
+from worker.fine_tuning import trained_split
 from worker.forms import channels_last, without_rounding
 from worker.image_cache import DecodedDataset
 from worker.networks import input_spec
@@ -98,7 +99,8 @@ def measure(bench: Bench, spec: CompressSpec, full_precision: float) -> Run:
     }
     network, trained = calibrated.network, None
     if spec.fine_tune is not None:
-        trained = fine_tune(bench.network, network, train, spec)
+        seen = trained_split(bench.splits[spec.seed], spec)
+        trained = fine_tune(bench.network, network, seen, spec)
         network = trained.network
         _round_activations(network, unlabelled, spec)
         accuracies["fine_tuned"] = _trained_accuracy(network, images, fed)
@@ -276,6 +278,12 @@ def main(
         for name, method in methods_of(methods, pairs(parameter or ())).items()
     }
     first = next(iter(specs.values()))[0]
+    if validation and first.fine_tune is not None and first.fine_tune.train_on != "train":
+        raise InvalidSpec(
+            "The validation images cannot be reported on after training on them.",
+            field="--validation",
+            remedy="Leave it away, or train without train_on=train_and_val.",
+        )
     with tempfile.TemporaryDirectory() as folder:
         # Memory-mapped: the pixels stay readable after the folder is gone.
         decoded = read_images(dataset, input_spec(first), cache or Path(folder))

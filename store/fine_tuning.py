@@ -49,6 +49,15 @@ class FineTuning(BaseModel):
         description="With the schedule steps: the shares of the training after each of which the "
         "learning rate falls to a tenth.",
     )
+    latent_rate_factor: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="What the learning rate of latent weights is multiplied by: the higher, the "
+        "more bits turn. Absent: as the method has it, for bwnh and bwn 1, for binary_connect "
+        "Glorot's coefficient turned about.",
+    )
     latent: Literal["magnitude", "mean_magnitude", "code"] = Field(
         default="magnitude",
         description="Latent weights at the start: code times |w| over the filter's mean |w|, code "
@@ -103,6 +112,11 @@ class FineTuning(BaseModel):
         description="Stochastic quantisation: the share of each layer's filters that is binary in "
         "each of so many equally long parts of the training before bits are fixed, the last 1. "
         "Absent: all filters, always; for sq_bwn 0.5, 0.75, 0.875, 1.",
+    )
+    train_on: Literal["train", "train_and_val"] = Field(
+        default="train",
+        description="What is trained on. train_and_val leaves nothing to choose these members by: "
+        "for the last training, once they are chosen. Not with max_accuracy_drop.",
     )
     augmentation: Literal["none", "flip_and_shift", "random_resized_crop"] = Field(
         default="flip_and_shift", description="Of the training images; shifts are of 4 pixels."

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Final, Protocol
 
+from store.fine_tuning import FineTuning
 from store.settings import DEFAULT_CACHE_BYTES
 from store.specs import BwnhParameters, CompressSpec
 
@@ -148,6 +149,10 @@ class JobImages:
         """How many are decoded."""
         return self.train + self.val + self.test
 
+    def trained(self, tuning: FineTuning) -> int:
+        """Return how many an epoch has."""
+        return self.train + (self.val if tuning.train_on == "train_and_val" else 0)
+
 
 @dataclass(frozen=True)
 class ForeseenJob:
@@ -177,7 +182,7 @@ def stage_seconds(job: ForeseenJob, machine: Machine) -> dict[str, float]:
     seconds = {"prepare": prepare}
     seconds["calibrate"] = START_S + _calibration(job, machine)
     if (tuning := job.spec.fine_tune) is not None:
-        read = tuning.epochs * job.images.train if streams else 0
+        read = tuning.epochs * job.images.trained(tuning) if streams else 0
         # Images are decoded ahead, beside the products, by the same cores.
         seconds["fine_tune"] = START_S + _training(job, machine) + _decoding(job, machine, read)
     seconds["pack"] = START_S + _export(job)
@@ -291,9 +296,10 @@ def _training(job: ForeseenJob, machine: Machine) -> float:
     # Forward, and two products as large backward; the teacher forward.
     passes = 3 + (1 if tuning.distillation or tuning.feature_distillation else 0)
     image = passes * _forward(job, machine, TRAINING_SHARE)
-    steps = job.images.train / tuning.batch_size
+    images = job.images.trained(tuning)
+    steps = images / tuning.batch_size
     step = STEP_LAYER_S * len(job.work.layers) + 8 * job.work.weights * VALUE_S / machine.threads
-    return tuning.epochs * (job.images.train * image + steps * step)
+    return tuning.epochs * (images * image + steps * step)
 
 
 def _evaluation(job: ForeseenJob, machine: Machine) -> float:

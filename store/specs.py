@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -320,6 +321,16 @@ class CompressSpec(_Strict):
         "Absent: no gate.",
     )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Of every random choice.")
+
+    @field_validator("max_accuracy_drop")
+    @classmethod
+    def _judges_by_unseen_images(cls, drop: float | None, info: ValidationInfo) -> float | None:
+        tuning: FineTuning | None = info.data.get("fine_tune")
+        if drop is not None and tuning is not None and tuning.train_on != "train":
+            raise ValueError(
+                "the gate judges by the validation images, so that fine_tune.train_on must be train"
+            )
+        return drop
 
     @field_validator("keep_float")
     @classmethod

@@ -79,6 +79,11 @@ class Splits:
     val: ImageSet
     test: ImageSet
 
+    @property
+    def train_and_val(self) -> ImageSet:
+        """All images but those of test, in the dataset's order."""
+        return replace(self.train, rows=np.sort(np.concatenate([self.train.rows, self.val.rows])))
+
 
 def split_dataset(dataset: DecodedDataset, seed: int) -> Splits:
     """Return train, val and test as the module's table says; equal seeds give equal splits.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.layers import BinaryConv2d, BinaryLinear
 from store.specs import CompressSpec
 from worker import data
-from worker.data import ImageSet
+from worker.data import ImageSet, Splits
 from worker.methods import METHODS
 from worker.networks import input_spec
 from worker.training.images import TrainingImages
@@ -34,6 +34,11 @@ def recipe_of(spec: CompressSpec) -> Recipe:
     if recipe.binary_fractions is not None:
         return recipe
     return replace(recipe, binary_fractions=METHODS[spec.method.name].binary_fractions)
+
+
+def trained_split(splits: Splits, spec: CompressSpec) -> ImageSet:
+    """Return the images that the job is trained on, as its recipe says."""
+    return splits.train if recipe_of(spec).train_on == "train" else splits.train_and_val
 
 
 def training_images(train: ImageSet, spec: CompressSpec) -> TrainingImages:

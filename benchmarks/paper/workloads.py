@@ -42,6 +42,11 @@ _PAPERS_TRAINING = {
     "augmentation": "random_resized_crop",
 }
 
+_SEEN_BY_FULL_PRECISION = (
+    "The full-precision network was itself trained on images of every seed's validation split, so "
+    "that its own accuracy there is too high."
+)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -69,9 +74,10 @@ class Workload:
         ``members`` are further ones, such as ``seed``; a ``keep_float`` among them counts.
 
         Raises:
-            InvalidSpec: a member or a parameter is not allowed.
+            InvalidSpec: a member or a parameter is not allowed, or the training would see the
+                validation images, by which all is judged here.
         """
-        return parse_spec(
+        spec = parse_spec(
             {
                 "name": self.name,
                 "architecture": self.architecture,
@@ -82,6 +88,13 @@ class Workload:
                 **members,
             }
         )
+        if spec.fine_tune is not None and spec.fine_tune.train_on != "train":
+            raise InvalidSpec(
+                "What is judged by the validation images cannot be trained on them.",
+                field="fine_tune.train_on",
+                remedy="Leave it away, or train with python -m benchmarks.accuracy.",
+            )
+        return spec
 
 
 WORKLOADS: Mapping[str, Workload] = {
@@ -94,6 +107,7 @@ WORKLOADS: Mapping[str, Workload] = {
             _CIFAR_INPUT,
             _SHARED / "checkpoints/vgg9_cifar10.safetensors",
             _SHARED / "data/cifar10-jpeg.tar.xz",
+            about_validation=_SEEN_BY_FULL_PRECISION,
         ),
         Workload(
             "resnet20-cifar10",
@@ -104,8 +118,7 @@ WORKLOADS: Mapping[str, Workload] = {
             _OWN / "resnet20_cifar10_jpeg.safetensors",
             _SHARED / "data/cifar10-jpeg.tar.xz",
             ("conv1", "linear"),
-            about_validation="The full-precision network was itself trained on images of every "
-            "seed's validation split, so that its own accuracy there is too high.",
+            about_validation=_SEEN_BY_FULL_PRECISION,
         ),
         Workload("vgg9-cifar100", "VGG-9 on CIFAR-100", "vgg9", _CIFAR_INPUT),
         Workload(

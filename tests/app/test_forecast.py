@@ -175,6 +175,11 @@ def test_stages_are_those_that_the_job_has() -> None:
     ("stage", "less", "more"),
     [
         ("fine_tune", {"fine_tune": {"epochs": 1}}, {"fine_tune": {"epochs": 4}}),
+        (
+            "fine_tune",
+            {"fine_tune": {"epochs": 4}},
+            {"fine_tune": {"epochs": 4, "train_on": "train_and_val"}},
+        ),
         ("evaluate", {}, {"max_accuracy_drop": 0.1}),
         ("evaluate", {}, {"fine_tune": {"epochs": 1}}),
         ("evaluate", {}, {"activation_bits": 8}),

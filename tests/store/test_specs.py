@@ -106,6 +106,12 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"fine_tune": {"epochs": 1, "schedule": "linear"}}, "spec.fine_tune.schedule"),
     ({"fine_tune": {"epochs": 1, "drops": [1]}}, "spec.fine_tune.drops.0"),
     ({"fine_tune": {"epochs": 1, "distillation": 1.5}}, "spec.fine_tune.distillation"),
+    ({"fine_tune": {"epochs": 1, "latent_rate_factor": 0}}, "spec.fine_tune.latent_rate_factor"),
+    ({"fine_tune": {"epochs": 1, "train_on": "test"}}, "spec.fine_tune.train_on"),
+    (
+        {"fine_tune": {"epochs": 1, "train_on": "train_and_val"}, "max_accuracy_drop": 0.1},
+        "spec.max_accuracy_drop",
+    ),
     ({"fine_tune": {"epochs": 1, "average": 1}}, "spec.fine_tune.average"),
     ({"fine_tune": {"epochs": 1, "precision": "float16"}}, "spec.fine_tune.precision"),
     ({"fine_tune": {"epochs": 2, "settle_epochs": 2}}, "spec.fine_tune"),

@@ -16,9 +16,11 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from benchmarks.accuracy import main, method_parameters, methods_of
+from benchmarks.compression import Trained, fine_tune
 from benchmarks.paper.variants import bwnh_as_published
 from models import registry
 from store.errors import InvalidSpec
+from worker.data import ImageSet
 
 CLASSES = ("dark", "light", "striped")
 LAYERS = ["features.0", "features.3", "features.7", "classifier"]
@@ -85,6 +87,26 @@ def test_without_training_there_are_no_figures_of_it(tmp_path: Path, inputs: lis
     found = figures(tmp_path, inputs, "--methods", "bwnh", "--seeds", "0", "--validation")
     assert {"full_precision", "bwnh.calibrated", "bwnh.packed", "bwnh.ratio"} <= found.keys()
     assert not any("epoch" in name or "fine_tun" in name for name in found)
+
+
+def test_the_last_training_may_have_the_validation_images_too(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def spy(full: Any, calibrated: Any, train: ImageSet, spec: Any) -> Trained:
+        seen.append(len(train))
+        return fine_tune(full, calibrated, train, spec)
+
+    monkeypatch.setattr("benchmarks.accuracy.fine_tune", spy)
+    training = ["--fine-tune-epochs", "1", "--fine-tune", "batch_size=8"]
+    options = ["--methods", "bwnh", "--seeds", "0", *training]
+    figures(tmp_path, inputs, *options)
+    figures(tmp_path, inputs, *options, "--fine-tune", "train_on=train_and_val")
+    # Of 20 images of each of three classes 15 % are validation and 15 % test.
+    assert seen == [42, 51]
+    with pytest.raises(AssertionError, match="after training on them"):
+        figures(tmp_path, inputs, *options, "--fine-tune", "train_on=train_and_val", "--validation")
 
 
 def test_only_the_first_layers_are_binarized_where_that_is_asked_for(

@@ -332,6 +332,13 @@ def test_an_unknown_workload_is_answered_with_those_there_are() -> None:
     assert "vgg9-cifar10" in str(caught.value.remedy)
 
 
+def test_what_is_judged_by_validation_is_not_trained_on_it() -> None:
+    training = {"epochs": 1, "train_on": "train_and_val"}
+    with pytest.raises(InvalidSpec) as caught:
+        find("digits", None, None).spec({"name": "bwnh"}, fine_tune=training)
+    assert caught.value.field == "fine_tune.train_on"
+
+
 def test_a_workload_without_its_data_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(InvalidSpec) as caught:
         load(find("vgg9-cifar100", None, None), tmp_path)

@@ -251,6 +251,14 @@ def test_without_val_a_tenth_of_train_is_val_and_test_stays() -> None:
     assert splits.test.rows.tolist() == list(dataset.splits["test"])
 
 
+@pytest.mark.parametrize("given", [{"train": 50, "test": 10}, {"per_class": 40}], ids=repr)
+def test_train_and_val_are_all_but_test(given: dict[str, int]) -> None:
+    splits = split_dataset(in_memory(**given), seed=3)
+    both = splits.train_and_val
+    assert both.rows.tolist() == sorted(rows(splits.train) | rows(splits.val))
+    assert not rows(both) & rows(splits.test)
+
+
 def test_without_test_the_given_val_is_reported() -> None:
     dataset = in_memory(train=50, val=10)
     splits = split_dataset(dataset, seed=0)

@@ -24,10 +24,11 @@ from store.errors import (
     NotFound,
     Unavailable,
 )
-from store.specs import METHODS, parse_spec
+from store.specs import METHODS, CompressSpec, parse_spec
 from store.uploads import UploadStore
 from worker.calibration import load_layer
 from worker.data import ImageSet
+from worker.fine_tuning import training_images
 from worker.forms import logits_of_forms
 from worker.gate import judge
 from worker.job_files import FileRef, JobFiles
@@ -42,6 +43,7 @@ from worker.stages.fine_tune import fine_tune
 from worker.stages.pack import pack
 from worker.stages.prepare import prepare
 from worker.stages.surroundings import dataset_of, networks_of, splits_of
+from worker.training.images import TrainingImages
 from worker.training.processes import this_device
 
 CLASSES = ("dark", "light", "striped")
@@ -354,6 +356,25 @@ def test_a_job_interrupted_after_every_layer_gives_the_same_bytes(
 
 
 FINE_TUNE = {"epochs": 3, "batch_size": 8, "average": 0.5, "precision": "float32"}
+
+
+@pytest.mark.parametrize("images", ["train", "train_and_val"])
+def test_a_job_trains_on_the_images_it_names(
+    settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch, images: str
+) -> None:
+    seen: list[ImageSet] = []
+
+    def spy(train: ImageSet, spec: CompressSpec) -> TrainingImages:
+        seen.append(train)
+        return training_images(train, spec)
+
+    monkeypatch.setattr("worker.stages.fine_tune.training_images", spy)
+    run = Run(context_of(settings, images, fine_tune={**FINE_TUNE, "train_on": images}))
+    run.all()
+    splits = splits_of(run.context, silent)
+    wanted = set(splits.train.names) | (set(splits.val.names) if images != "train" else set())
+    assert [set(trained.names) for trained in seen] == [wanted]
+    assert not wanted & set(splits.test.names)
 
 
 def test_a_job_tells_what_fine_tuning_did(settings: WorkerSettings) -> None:

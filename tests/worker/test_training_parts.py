@@ -206,6 +206,24 @@ def test_a_rule_sets_the_pace_of_its_latent_weights():
         )
 
 
+def test_a_recipe_may_set_another_pace():
+    class Slow(ScaledSignRule):
+        def learning_rate_factor(self, layer):
+            return 0.25
+
+    network = Mixed()
+    before = {key: value.clone() for key, value in network.named_parameters()}
+    recipe = Recipe(epochs=1, optimizer="sgd", momentum=0.0, latent_rate_factor=3.0)
+    optimizer = Optimizer(network, recipe, Slow())
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step(0.1)
+    for key, value in network.named_parameters():
+        assert torch.allclose(
+            before[key] - value, torch.tensor(0.3 if key == "first.weight" else 0.1)
+        )
+
+
 @pytest.mark.parametrize("size", [0.006, 1.0, 20.0])
 def test_adam_moves_scales_by_a_share_of_their_size(size):
     layer = BinaryLinear(5, 3, further_bases=1)

@@ -16,7 +16,13 @@ from torch import nn
 
 from models.quantization import quantize_inputs
 from worker.activation_ranges import activation_scales
-from worker.fine_tuning import arithmetic_of, epoch_record, start_training, training_images
+from worker.fine_tuning import (
+    arithmetic_of,
+    epoch_record,
+    start_training,
+    trained_split,
+    training_images,
+)
 from worker.job_files import FileRef
 from worker.networks import ACTIVATIONS, FINE_TUNED, TRAINING, finished_tensors, save_tensors
 from worker.stage_context import Progress, StageContext, Step
@@ -152,7 +158,7 @@ class _Training:
 
 def _new_trainer(context: StageContext, refs: Mapping[str, Any], progress: Progress) -> Trainer:
     networks = networks_of(context, dataset_of(context))
-    train = splits_of(context, without_fraction(progress)).train
+    train = trained_split(splits_of(context, without_fraction(progress)), context.spec)
     return start_training(
         networks.full_precision(refs),
         networks.calibrated(refs),

@@ -14,7 +14,7 @@ from store.specs import CompressSpec
 from store.uploads import UploadStore
 from worker.activations import layer_order
 from worker.data import calibration_images
-from worker.fine_tuning import recipe_of
+from worker.fine_tuning import recipe_of, trained_split
 from worker.foresight import foreseen_seconds
 from worker.networks import (
     MODEL,
@@ -46,7 +46,7 @@ def prepare(context: StageContext) -> Mapping[str, Step]:
         splits = splits_of(context, progress)
         if spec.fine_tune is not None:
             processes = context.settings.training_processes
-            check_batch(recipe_of(spec), len(splits.train), processes)
+            check_batch(recipe_of(spec), len(trained_split(splits, spec)), processes)
         _, chosen = calibration_images(splits.train, spec.seed, spec.calibration_images)
         progress(1.0, f"calibration on {chosen}")
         state = network.state_dict()

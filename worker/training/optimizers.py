@@ -78,7 +78,7 @@ def _groups(network: nn.Module, recipe: Recipe, rule: WeightRule) -> list[dict[s
         for name, parameter in module.named_parameters(recurse=False):
             factor, decay = 1.0, 0.0
             if layer is not None and name == "weight":
-                factor = rule.learning_rate_factor(layer)
+                factor = recipe.latent_rate_factor or rule.learning_rate_factor(layer)
             elif layer is not None and name in _SCALES and recipe.optimizer == "adam":
                 factor = _size(parameter)
             elif name == "weight" and isinstance(module, nn.Conv2d | nn.Linear):

@@ -14,6 +14,7 @@ LatentStart = Literal["magnitude", "mean_magnitude", "code"]
 EstimatorName = Literal["plain", "clipped", "polynomial", "progressive"]
 BatchNormMode = Literal["train", "frozen", "reestimate"]
 Augmentation = Literal["none", "flip_and_shift", "random_resized_crop"]
+TrainOn = Literal["train", "train_and_val"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -30,6 +31,7 @@ class Recipe:
     warmup_epochs: float = 0.5
     schedule: Schedule = "cosine"
     drops: tuple[float, ...] = (0.5, 0.75, 0.9)
+    latent_rate_factor: float | None = None
     latent: LatentStart = "magnitude"
     estimator: EstimatorName = "plain"
     distillation: float = 0.5
@@ -40,6 +42,7 @@ class Recipe:
     settle_epochs: int = 0
     average: float = 0.0
     binary_fractions: tuple[float, ...] | None = None
+    train_on: TrainOn = "train"
     augmentation: Augmentation = "flip_and_shift"
     precision: Precision = "auto"
 

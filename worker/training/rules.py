@@ -39,7 +39,7 @@ class WeightRule(Protocol):
         """Change the latent weight after each step of the optimizer; without gradients."""
 
     def learning_rate_factor(self, layer: BinaryLayer) -> float:
-        """Return what the latent weight's learning rate is multiplied by."""
+        """Return what the latent weight's learning rate is multiplied by, if no recipe says it."""
 
     def finish(self, layer: BinaryLayer) -> None:
         """Leave in ``layer.weight`` and ``layer.scale`` (not negative) what is to be packed.
