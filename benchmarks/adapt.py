@@ -20,8 +20,8 @@ from benchmarks.compression import (
     console,
     load_network,
     read_images,
-    train_epochs,
 )
+from benchmarks.full_precision import train
 from benchmarks.options import (
     CACHE,
     Architecture,
@@ -44,11 +44,9 @@ from benchmarks.options import (
 from benchmarks.record import write_record
 from store.specs import CompressSpec, parse_spec
 from worker.data import Splits, split_dataset
-from worker.fine_tuning import recipe_of, training_images
+from worker.fine_tuning import recipe_of
 from worker.image_cache import DecodedDataset
 from worker.networks import input_spec
-from worker.training.rules import ScaledSignRule
-from worker.training.trainer import Trainer
 
 # The split of the images: one for all seeds, so that their validation accuracies compare.
 SPLIT_SEED = 0
@@ -65,12 +63,7 @@ class Adapted:
 
 def adapt(network: nn.Module, splits: Splits, spec: CompressSpec) -> Adapted:
     """Return a copy of ``network``, trained as a job trains but by labels alone."""
-    recipe, images = recipe_of(spec), training_images(splits.train, spec)
-    # Without a binary layer the rule is never asked.
-    trainer = Trainer(
-        network, None, images, recipe, ScaledSignRule(), seed=spec.seed, float_weights={}
-    )
-    trained = train_epochs(trainer, recipe.epochs, f"seed {spec.seed}").network
+    trained = train(network, splits.train, spec, f"seed {spec.seed}")
     return Adapted(spec.seed, trained, accuracy_on(trained, splits.val, input_spec(spec)))
 
 

@@ -11,20 +11,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from safetensors.torch import save_file
-from torch import nn
 
-from benchmarks.compression import console, load_network, train_epochs
+from benchmarks.compression import load_network
+from benchmarks.full_precision import keep, train_new
 from benchmarks.paper.workloads import Bench, Workload, load, read_dataset
 from client.commands.options import names, pairs
 from store.errors import InvalidSpec
-from store.specs import CompressSpec
-from worker.data import split_dataset
-from worker.fine_tuning import recipe_of, training_images
-from worker.image_cache import DecodedDataset
-from worker.networks import build_network, input_spec
-from worker.training.rules import ScaledSignRule
-from worker.training.trainer import Trainer
+from worker.networks import input_spec
 
 Images = Annotated[
     Path,
@@ -120,23 +113,8 @@ def load_or_train(
         },
     )
     dataset = read_dataset(workload, cache)
-    network = _train(spec, dataset)
     kept = cache / f"{workload.name}-{epochs}-epochs.safetensors"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    save_file(network.state_dict(), kept)
-    console.print(f"full-precision network kept: {kept}")
+    keep(train_new(dataset, spec), kept)
     # Read back as any other: from here on it is one.
     full = load_network(spec, kept, len(dataset.classes))
     return Bench(workload, full, dataset, input_spec(spec))
-
-
-def _train(spec: CompressSpec, dataset: DecodedDataset) -> nn.Module:
-    """Return the architecture trained from random weights."""
-    recipe = recipe_of(spec)
-    images = training_images(split_dataset(dataset, spec.seed).train, spec)
-    untrained = build_network(spec, len(dataset.classes)).requires_grad_(True)
-    # There is no binary layer, so that the rule is never asked.
-    trainer = Trainer(
-        untrained, None, images, recipe, ScaledSignRule(), seed=spec.seed, float_weights={}
-    )
-    return train_epochs(trainer, recipe.epochs, "full precision").network

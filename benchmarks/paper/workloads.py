@@ -13,6 +13,7 @@ from torch import nn
 from benchmarks import digits
 from benchmarks.compression import console, load_network, progress, read_images
 from benchmarks.digits import training as digits_training
+from benchmarks.full_precision import trained_once
 from models.preprocessing import InputSpec
 from store.errors import InvalidSpec
 from store.specs import CompressSpec, parse_spec
@@ -53,7 +54,8 @@ class Workload:
     """A network and its data by name.
 
     ``checkpoint`` is a file and ``images`` an archive or a folder; None where they must be given,
-    or, for the digits, where they are made on the spot. ``input``, ``keep_float`` and
+    or, for the digits, where they are made on the spot. ``full_precision`` is how the checkpoint is
+    trained where none is given. ``input``, ``keep_float``, ``parameters`` of the architecture and
     ``fine_tune``, which is how it is trained unless told otherwise, are members of a specification.
     ``about_validation`` is said wherever accuracies on the validation split are shown.
     """
@@ -65,6 +67,8 @@ class Workload:
     checkpoint: Path | None = None
     images: Path | None = None
     keep_float: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    full_precision: Mapping[str, Any] = field(default_factory=dict)
     fine_tune: Mapping[str, Any] = field(default_factory=dict)
     about_validation: str = ""
 
@@ -81,6 +85,7 @@ class Workload:
             {
                 "name": self.name,
                 "architecture": self.architecture,
+                "architecture_parameters": dict(self.parameters),
                 "dataset": self.name,
                 "input": dict(self.input),
                 "keep_float": self.keep_float,
@@ -119,6 +124,24 @@ WORKLOADS: Mapping[str, Workload] = {
             _SHARED / "data/cifar10-jpeg.tar.xz",
             ("conv1", "linear"),
             about_validation=_SEEN_BY_FULL_PRECISION,
+        ),
+        Workload(
+            "half-vgg9-cifar10",
+            "VGG-9 of half the width on CIFAR-10 (JPEG copies)",
+            "vgg9",
+            _CIFAR_INPUT,
+            images=_SHARED / "data/cifar10-jpeg.tar.xz",
+            parameters={"width": 0.5},
+            full_precision={
+                "epochs": 25,
+                "learning_rate": 3e-3,
+                "weight_decay": 0.02,
+                "label_smoothing": 0.1,
+                "distillation": 0.0,
+                "feature_distillation": 0.0,
+            },
+            about_validation="The full-precision network has not seen the validation split of seed "
+            "0, but images of those of other seeds.",
         ),
         Workload("vgg9-cifar100", "VGG-9 on CIFAR-100", "vgg9", _CIFAR_INPUT),
         Workload(
@@ -246,7 +269,11 @@ def load(workload: Workload, cache: Path) -> Bench:
     if workload.name == "digits":
         return Bench(workload, *_digits(workload), input_spec(spec))
     dataset = read_dataset(workload, cache)
-    checkpoint = _existing(workload.checkpoint, "--checkpoint", workload)
+    if workload.checkpoint is None and workload.full_precision:
+        training = workload.spec({"name": "bwn"}, fine_tune=workload.full_precision)
+        checkpoint = trained_once(dataset, training, cache / "full-precision")
+    else:
+        checkpoint = _existing(workload.checkpoint, "--checkpoint", workload)
     network = load_network(spec, checkpoint, len(dataset.classes))
     return Bench(workload, network, dataset, input_spec(spec))
 
