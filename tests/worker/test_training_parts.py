@@ -14,6 +14,7 @@ from models.binarize import sign_straight_through
 from models.layers import BinaryLinear, binarize_layer
 from models.preprocessing import InputSpec, normalise
 from store.specs import FineTuning
+from worker.methods.mean_magnitude import MeanMagnitudeRule
 from worker.training.averaging import MovingAverage
 from worker.training.batch_norm import reestimate
 from worker.training.distillation import (
@@ -196,7 +197,7 @@ def test_a_rule_sets_the_pace_of_its_latent_weights():
 
     network = Mixed()
     before = {key: value.clone() for key, value in network.named_parameters()}
-    optimizer = Optimizer(network, Recipe(epochs=1, optimizer="sgd", momentum=0.0), Slow())
+    optimizer = Optimizer(network, Recipe(epochs=1), Slow())
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step(0.4)
@@ -213,7 +214,7 @@ def test_a_recipe_may_set_another_pace():
 
     network = Mixed()
     before = {key: value.clone() for key, value in network.named_parameters()}
-    recipe = Recipe(epochs=1, optimizer="sgd", momentum=0.0, latent_rate_factor=3.0)
+    recipe = Recipe(epochs=1, latent_rate_factor=3.0)
     optimizer = Optimizer(network, recipe, Slow())
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -224,13 +225,30 @@ def test_a_recipe_may_set_another_pace():
         )
 
 
+@pytest.mark.parametrize("rule", [ScaledSignRule(), MeanMagnitudeRule()], ids=repr)
+@pytest.mark.parametrize("size", [0.006, 1.0, 20.0])
+def test_sgd_moves_latent_weights_as_the_weights_they_stand_for(rule, size):
+    float_weight = size * torch.tensor([[1.0, -2.0, 3.0, -2.0], [0.5, 1.5, -2.0, 4.0]])
+    layer = binarize_layer(nn.Linear(4, 2, bias=False), torch.sign(float_weight), torch.ones(2))
+    layer.scale.data = float_weight.abs().mean(dim=1)
+    rule.start(layer, float_weight, "magnitude")
+    layer.quantizer = rule.quantizer(layer, sign_straight_through)
+    optimizer = Optimizer(layer, Recipe(epochs=1, optimizer="sgd", momentum=0.0), rule)
+    before = layer.weight.detach().clone()
+    fed, wanted = torch.randn(5, 4), torch.randn(5, 2)
+    (layer(fed) * wanted).sum().backward()
+    optimizer.step(0.05)
+    moved = 2 * size * (before - layer.weight.detach())
+    assert torch.allclose(moved, 0.05 * wanted.T @ fed, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [0.006, 1.0, 20.0])
 def test_adam_moves_scales_by_a_share_of_their_size(size):
     layer = BinaryLinear(5, 3, further_bases=1)
     layer.scale.data = size * torch.tensor([0.5, -1.5, 1.0])
     layer.extra_scale.data = size / 10 * torch.tensor([[1.0, 1.0, 1.0]])
     before = {key: value.clone() for key, value in layer.named_parameters()}
-    optimizer = Optimizer(layer, Recipe(epochs=1), RULE)
+    optimizer = Optimizer(layer, Recipe(epochs=1, latent_rate_factor=2.0), RULE)
     for parameter in layer.parameters():
         parameter.grad = 1e-3 + torch.rand_like(parameter)
     optimizer.step(0.01)
@@ -238,7 +256,7 @@ def test_adam_moves_scales_by_a_share_of_their_size(size):
     # Adam's first step is the learning rate, whatever the gradient.
     assert torch.allclose(moved["scale"], torch.tensor(0.01 * size), rtol=1e-3)
     assert torch.allclose(moved["extra_scale"], torch.tensor(0.001 * size), rtol=1e-3)
-    assert torch.allclose(moved["weight"], torch.tensor(0.01), rtol=1e-3)
+    assert torch.allclose(moved["weight"], torch.tensor(0.02), rtol=1e-3)
 
 
 def test_scales_that_are_all_0_still_move():

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from models.layers import BinaryConv2d, BinaryLinear
+from models.layers import BinaryConv2d, BinaryLayer, BinaryLinear
 from worker.training.recipe import Recipe
 from worker.training.rules import WeightRule
 
@@ -19,8 +19,11 @@ _SLOTS = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 class Optimizer:
     """Adam with decoupled weight decay, or SGD with momentum, over a network with binary layers.
 
-    Adam moves the scales of a binary layer by a share of what they are at first, so that a learning
-    rate means the same for each, as it does for latent weights.
+    A latent weight l stands for the weight w = s l, s being the layer's mean scale at first. Adam,
+    whose steps are as long as the learning rate whatever the gradient, moves latent weights by the
+    rule's factor, and scales by shares of s, so that a learning rate means the same in every layer.
+    SGD moves both by what their gradients are; as dL/dl = s dL/dw, it is l / s^2 that makes w move
+    as the weight of a float layer would.
 
     Only the weights of float layers decay: the length of a latent weight says how firm its bit is,
     and scales, biases and batch norm are no weights that could grow without bound.
@@ -78,7 +81,7 @@ def _groups(network: nn.Module, recipe: Recipe, rule: WeightRule) -> list[dict[s
         for name, parameter in module.named_parameters(recurse=False):
             factor, decay = 1.0, 0.0
             if layer is not None and name == "weight":
-                factor = recipe.latent_rate_factor or rule.learning_rate_factor(layer)
+                factor = _latent_factor(layer, recipe, rule)
             elif layer is not None and name in _SCALES and recipe.optimizer == "adam":
                 factor = _size(parameter)
             elif name == "weight" and isinstance(module, nn.Conv2d | nn.Linear):
@@ -89,6 +92,12 @@ def _groups(network: nn.Module, recipe: Recipe, rule: WeightRule) -> list[dict[s
         {"params": parameters, "factor": factor, "weight_decay": decay}
         for (factor, decay), parameters in groups.items()
     ]
+
+
+def _latent_factor(layer: BinaryLayer, recipe: Recipe, rule: WeightRule) -> float:
+    if recipe.optimizer == "adam":
+        return recipe.latent_rate_factor or rule.learning_rate_factor(layer)
+    return (recipe.latent_rate_factor or 1.0) / _size(layer.scale) ** 2
 
 
 def _size(scales: Tensor) -> float:

@@ -16,6 +16,7 @@ from worker.training.recipe import LatentStart
 # A filter with a smaller mean |w| than this share of its layer's has no magnitudes to speak of.
 _DEAD_SHARE = 1e-6
 _LEAST_SIZE = 1e-6
+_LATENT_RATE = 15.0
 
 
 class WeightRule(Protocol):
@@ -39,7 +40,10 @@ class WeightRule(Protocol):
         """Change the latent weight after each step of the optimizer; without gradients."""
 
     def learning_rate_factor(self, layer: BinaryLayer) -> float:
-        """Return what the latent weight's learning rate is multiplied by, if no recipe says it."""
+        """Return what Adam's learning rate is multiplied by for the latent weight.
+
+        A recipe may say otherwise.
+        """
 
     def finish(self, layer: BinaryLayer) -> None:
         """Leave in ``layer.weight`` and ``layer.scale`` (not negative) what is to be packed.
@@ -71,8 +75,8 @@ class ScaledSignRule:
         """Leave the latent weight as it is."""
 
     def learning_rate_factor(self, layer: BinaryLayer) -> float:
-        """Return 1."""
-        return 1.0
+        """Return 15, measured: as fast as all else, hardly a bit would turn (decision 0017)."""
+        return _LATENT_RATE
 
     def finish(self, layer: BinaryLayer) -> None:
         """Turn the filters of negative scales about, so that no scale is negative."""
