@@ -115,7 +115,7 @@ def same(one, other):
 
 RECIPES = {
     "adam": {},
-    "sgd": {"optimizer": "sgd", "learning_rate": 0.01},
+    "sgd": {"optimizer": "sgd", "learning_rate": 0.003},
     "averaged": {"average": 0.9, "settle_epochs": 1},
     "stochastic": {"binary_fractions": (0.5, 1.0), "batch_norm": "reestimate"},
     "progressive": {"estimator": "progressive", "feature_distillation": 1.0},
