@@ -225,7 +225,9 @@ def test_a_recipe_may_set_another_pace():
         )
 
 
-@pytest.mark.parametrize("rule", [ScaledSignRule(), MeanMagnitudeRule()], ids=repr)
+@pytest.mark.parametrize(
+    "rule", [ScaledSignRule(), MeanMagnitudeRule()], ids=lambda rule: type(rule).__name__
+)
 @pytest.mark.parametrize("size", [0.006, 1.0, 20.0])
 def test_sgd_moves_latent_weights_as_the_weights_they_stand_for(rule, size):
     float_weight = size * torch.tensor([[1.0, -2.0, 3.0, -2.0], [0.5, 1.5, -2.0, 4.0]])
