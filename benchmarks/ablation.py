@@ -20,9 +20,11 @@ from benchmarks.options import CACHE, Cache, Json, Threads, run
 from benchmarks.paper.comparison import answers
 from benchmarks.paper.options import CalibrationCount, Checkpoint, Dataset, WorkloadName
 from benchmarks.paper.results import Table, percent
-from benchmarks.paper.workloads import Bench, find, load
+from benchmarks.paper.workloads import Bench, Workload, about_split, find, load
 from benchmarks.record import write_record
 from client.commands.options import pairs
+from models.binarize import sign
+from models.layers import BinaryConv2d, BinaryLinear
 from store.errors import InvalidSpec
 from store.specs import CompressSpec
 from worker.data import ImageSet
@@ -51,12 +53,16 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Row:
-    """What one change came to; a part of it that was not asked for is absent."""
+    """What one change came to; a part of it that was not asked for is absent.
+
+    ``turned`` is the share of all bits, in 0..1, that training changed.
+    """
 
     calibrated: Judgement
     calibration_seconds: float
     tuned: Judgement | None = None
     training_seconds: float = 0.0
+    turned: float = 0.0
 
 
 class Judge:
@@ -103,7 +109,7 @@ def read_change(text: str) -> Change:
 
 
 def specifications(
-    bench: Bench, changes: Mapping[str, Change], members: Mapping[str, Any], epochs: int
+    workload: Workload, changes: Mapping[str, Change], members: Mapping[str, Any], epochs: int
 ) -> dict[str, CompressSpec]:
     """Return the specification of every change; all are checked before anything is measured.
 
@@ -118,8 +124,8 @@ def specifications(
                 field="--change",
                 remedy="Give --epochs.",
             )
-        training = {**bench.workload.fine_tune, "epochs": epochs, **change["fine_tune"]}
-        found[title] = bench.workload.spec(
+        training = {**workload.fine_tune, "epochs": epochs, **change["fine_tune"]}
+        found[title] = workload.spec(
             {"name": "bwnh", **change["method"]},
             **members,
             **({"fine_tune": training} if epochs else {}),
@@ -143,20 +149,38 @@ def measure(
         if spec.fine_tune is not None:
             train = bench.splits(spec.seed).train
             trained = fine_tune(bench.network, calibration.network, train, spec, title=title)
-            row = replace(row, tuned=judge(trained.network), training_seconds=trained.seconds)
+            row = replace(
+                row,
+                tuned=judge(trained.network),
+                training_seconds=trained.seconds,
+                turned=turned_bits(calibration.network, trained.network),
+            )
         yield title, row
+
+
+def turned_bits(calibrated: nn.Module, trained: nn.Module) -> float:
+    """Return the share of all bits in 0..1 that differ; those of further bases are not counted."""
+    after = dict(trained.named_modules())
+    count = turned = 0
+    for name, layer in calibrated.named_modules():
+        if isinstance(layer, BinaryConv2d | BinaryLinear):
+            other = after[name]
+            assert isinstance(other, BinaryConv2d | BinaryLinear)
+            count += layer.weight.numel()
+            turned += int((sign(layer.weight) != sign(other.weight)).sum())
+    return turned / count if count else 0.0
 
 
 def table_of(rows: Mapping[str, Row], full_precision: Judgement) -> Table:
     """Return a line for every change, the full-precision network's first."""
     trained = any(row.tuned is not None for row in rows.values())
     headings = ["change", "calibrated", "CE", "KL", "s"]
-    headings += ["tuned", "CE", "KL", "s"] if trained else []
+    headings += ["tuned", "CE", "KL", "s", "bits turned"] if trained else []
     lines = [["full precision", *_cells(full_precision), *["-"] * (len(headings) - 4)]]
     for title, row in rows.items():
         line = [f"`{title}`", *_cells(row.calibrated), f"{row.calibration_seconds:.0f}"]
         if row.tuned is not None:
-            line += [*_cells(row.tuned), f"{row.training_seconds:.0f}"]
+            line += [*_cells(row.tuned), f"{row.training_seconds:.0f}", percent(row.turned)]
         lines.append(line)
     return Table(headings, lines)
 
@@ -171,6 +195,7 @@ def figures_of(rows: Mapping[str, Row], full_precision: Judgement) -> dict[str, 
         found[f"{title}.calibration_seconds"] = row.calibration_seconds
         if row.tuned is not None:
             found[f"{title}.training_seconds"] = row.training_seconds
+            found[f"{title}.turned"] = row.turned
     return found
 
 
@@ -191,7 +216,7 @@ def main(
             "repeatable.",
         ),
     ] = None,
-    workload: WorkloadName = "vgg9-cifar10",
+    workload: WorkloadName = "half-vgg9-cifar10",
     checkpoint: Checkpoint = None,
     dataset: Dataset = None,
     calibration_images: CalibrationCount = 500,
@@ -207,9 +232,10 @@ def main(
     """Measure what changed settings are worth, on the validation split."""
     changes: dict[str, Change] = {UNCHANGED: {part: {} for part in _PARTS}} if unchanged else {}
     changes |= {text: read_change(text) for text in change or ()}
-    bench = load(find(workload, checkpoint, dataset), cache)
+    found = find(workload, checkpoint, dataset)
     members = {"seed": seed, "calibration_images": calibration_images}
-    specs = specifications(bench, changes, members, epochs)
+    specs = specifications(found, changes, members, epochs)
+    bench = load(found, cache)
     judge = Judge(bench, bench.splits(seed).val)
     rows: dict[str, Row] = {}
     for title, row in measure(bench, specs, judge):
@@ -218,6 +244,8 @@ def main(
         if json is not None:  # a long run that is broken off has not been for nothing
             write_record(json, seed=seed, figures=figures_of(rows, judge.full_precision))
     table_of(rows, judge.full_precision).show()
+    for line in about_split(found, "validation"):
+        console.print(line)
 
 
 if __name__ == "__main__":

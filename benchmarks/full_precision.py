@@ -56,7 +56,7 @@ def keep(network: nn.Module, file: Path) -> None:
 def trained_once(dataset: DecodedDataset, spec: CompressSpec, cache: Path) -> Path:
     """Return the checkpoint that `train_new` leaves in ``cache``, trained where it is not there.
 
-    Another specification or other images are another checkpoint.
+    Another specification, other names or other labels of images are another checkpoint.
     """
     described = hashlib.sha256(spec.model_dump_json().encode())
     described.update("\n".join(dataset.names).encode() + dataset.labels.tobytes())

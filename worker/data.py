@@ -11,7 +11,8 @@ splits
 others           refused: there is nothing to calibrate on
 ===============  ==============================================================================
 
-Calibrate on train, decide on val, report on test (design, section 2).
+Calibrate on train, decide on val, report on test (design, section 2). What is decided may be
+trained once more on train and val together.
 """
 
 from collections.abc import Iterator

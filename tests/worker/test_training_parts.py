@@ -261,8 +261,20 @@ def test_adam_moves_scales_by_a_share_of_their_size(size):
     assert torch.allclose(moved["weight"], torch.tensor(0.02), rtol=1e-3)
 
 
+def test_further_scales_that_are_all_0_move_by_shares_of_the_first():
+    layer = BinaryLinear(5, 3, further_bases=1)
+    layer.scale.data = torch.full((3,), 0.006)
+    layer.extra_scale.data.zero_()
+    optimizer = Optimizer(layer, Recipe(epochs=1), RULE)
+    layer.extra_scale.grad = torch.ones_like(layer.extra_scale)
+    optimizer.step(0.01)
+    assert torch.allclose(layer.extra_scale, torch.tensor(-0.006 * 0.01), rtol=1e-3)
+
+
 def test_scales_that_are_all_0_still_move():
     layer = BinaryLinear(5, 3, further_bases=1)
+    layer.scale.data.zero_()
+    layer.extra_scale.data.zero_()
     optimizer = Optimizer(layer, Recipe(epochs=1), RULE)
     layer.extra_scale.grad = torch.ones_like(layer.extra_scale)
     optimizer.step(0.01)

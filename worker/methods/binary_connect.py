@@ -2,7 +2,8 @@
 
 Weights are ``H sign(w)`` with one H for a whole layer. The gradient with regard to ``sign(w)`` is
 applied to the latent weights, which are clipped to -1..1 after every step, in units of H. Their
-learning rate is multiplied by ``1 / sqrt(1.5 / (fan_in + fan_out))``, as in the authors' code.
+learning rate under Adam is multiplied by ``1 / sqrt(1.5 / (fan_in + fan_out))``, as in the authors'
+code.
 
 The paper trains from random weights with H = 1 and batch norm behind every layer, which makes H
 free. Here training starts from a pretrained network, whose batch-norm statistics and last layer

@@ -20,7 +20,7 @@ class MeanMagnitudeRule:
 
     The latent weight is kept in units of ``layer.scale``, which is fixed at the start: the weights
     of the paper are ``w = scale * latent``. So latent weights are of magnitude 1 at the start, and
-    a learning rate means the same as for every other method.
+    a learning rate means the same in every layer.
     """
 
     def start(self, layer: BinaryLayer, float_weight: Tensor, latent: LatentStart) -> None:

@@ -11,6 +11,8 @@ from worker.training.rules import WeightRule
 
 # Parameters of binary layers whose size differs from layer to layer.
 _SCALES = ("scale", "extra_scale")
+# A layer of smaller weights is dead.
+_LEAST_SIZE = 1e-6
 
 # What each optimizer keeps of every parameter, beside the number of steps.
 _SLOTS = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
@@ -22,8 +24,8 @@ class Optimizer:
     A latent weight l stands for the weight w = s l, s being the layer's mean scale at first. Adam,
     whose steps are as long as the learning rate whatever the gradient, moves latent weights by the
     rule's factor, and scales by shares of s, so that a learning rate means the same in every layer.
-    SGD moves both by what their gradients are; as dL/dl = s dL/dw, it is l / s^2 that makes w move
-    as the weight of a float layer would.
+    SGD moves all by their gradients, with no factor of the rule's; as dL/dl = s dL/dw, it takes the
+    rate over s^2 for w to move as the weight of a float layer of that size would.
 
     Only the weights of float layers decay: the length of a latent weight says how firm its bit is,
     and scales, biases and batch norm are no weights that could grow without bound.
@@ -83,7 +85,7 @@ def _groups(network: nn.Module, recipe: Recipe, rule: WeightRule) -> list[dict[s
             if layer is not None and name == "weight":
                 factor = _latent_factor(layer, recipe, rule)
             elif layer is not None and name in _SCALES and recipe.optimizer == "adam":
-                factor = _size(parameter)
+                factor = _size(parameter, otherwise=_size(layer.scale))
             elif name == "weight" and isinstance(module, nn.Conv2d | nn.Linear):
                 decay = recipe.weight_decay
             if parameter.requires_grad:
@@ -100,10 +102,11 @@ def _latent_factor(layer: BinaryLayer, recipe: Recipe, rule: WeightRule) -> floa
     return (recipe.latent_rate_factor or 1.0) / _size(layer.scale) ** 2
 
 
-def _size(scales: Tensor) -> float:
-    """Return the mean magnitude of some scales, and 1 where they are all 0.
+def _size(scales: Tensor, otherwise: float = 1.0) -> float:
+    """Return the mean magnitude of some scales, and ``otherwise`` where there is none to speak of.
 
     Adam's steps are as long as the learning rate, whatever the gradient: of a layer whose scales
     are 0.006 a rate of 0.001 would move them by a sixth in every step.
     """
-    return float(scales.detach().abs().mean()) or 1.0
+    size = float(scales.detach().abs().mean())
+    return size if size >= _LEAST_SIZE else otherwise
