@@ -94,10 +94,10 @@ def test_latent_weights_are_clipped_to_one_after_a_step() -> None:
 
 def test_learning_rate_follows_the_fans() -> None:
     convolution, linear = in_training(float_layer()), in_training(nn.Linear(30, 12))
-    assert RULE.learning_rate_factor(convolution) == pytest.approx(
+    assert RULE.learning_rate_factor(convolution, 100) == pytest.approx(
         1 / math.sqrt(1.5 / (6 * 9 + 8 * 9))
     )
-    assert RULE.learning_rate_factor(linear) == pytest.approx(1 / math.sqrt(1.5 / (30 + 12)))
+    assert RULE.learning_rate_factor(linear, 100) == pytest.approx(1 / math.sqrt(1.5 / (30 + 12)))
 
 
 def test_what_is_finished_computes_what_was_trained() -> None:

@@ -192,7 +192,7 @@ def test_an_optimizer_steps_as_the_papers_say(name):
 
 def test_a_rule_sets_the_pace_of_its_latent_weights():
     class Slow(ScaledSignRule):
-        def learning_rate_factor(self, layer):
+        def learning_rate_factor(self, layer, steps):
             return 0.25
 
     network = Mixed()
@@ -207,9 +207,20 @@ def test_a_rule_sets_the_pace_of_its_latent_weights():
         )
 
 
+@pytest.mark.parametrize(("steps", "factor"), [(7, 1.0), (70, 1.5), (700, 15.0), (9000, 15.0)])
+def test_bits_turn_slower_where_few_steps_are_left_to_settle(steps, factor):
+    assert RULE.learning_rate_factor(Mixed().first, steps) == pytest.approx(factor)
+    network = Mixed()
+    before = network.first.weight.detach().clone()
+    optimizer = Optimizer(network, Recipe(epochs=1), RULE, steps=steps)
+    network.first.weight.grad = torch.ones_like(before)
+    optimizer.step(0.01)
+    assert torch.allclose(before - network.first.weight, torch.tensor(0.01 * factor), rtol=1e-3)
+
+
 def test_a_recipe_may_set_another_pace():
     class Slow(ScaledSignRule):
-        def learning_rate_factor(self, layer):
+        def learning_rate_factor(self, layer, steps):
             return 0.25
 
     network = Mixed()

@@ -50,7 +50,7 @@ class BinaryConnectRule:
         """Clip the latent weight to -1..1: beyond, a change of it would change no bit."""
         layer.weight.clamp_(-1.0, 1.0)
 
-    def learning_rate_factor(self, layer: BinaryLayer) -> float:
+    def learning_rate_factor(self, layer: BinaryLayer, steps: int) -> float:
         """Return ``1 / sqrt(1.5 / (fan_in + fan_out))``, Glorot's coefficient turned about.
 
         Fans count the kernel's taps. It is what the authors' code has for Adam.

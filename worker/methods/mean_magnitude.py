@@ -37,7 +37,7 @@ class MeanMagnitudeRule:
     def after_step(self, layer: BinaryLayer) -> None:
         """Leave the latent weight as it is."""
 
-    def learning_rate_factor(self, layer: BinaryLayer) -> float:
+    def learning_rate_factor(self, layer: BinaryLayer, steps: int) -> float:
         """Return 1."""
         return 1.0
 

@@ -31,10 +31,13 @@ class Optimizer:
     and scales, biases and batch norm are no weights that could grow without bound.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe, rule: WeightRule) -> None:
+    def __init__(
+        self, network: nn.Module, recipe: Recipe, rule: WeightRule, *, steps: int = 10_000
+    ) -> None:
+        """Take the parameters of ``network``, of which bits may turn in so many ``steps``."""
         self._recipe = recipe
         self._parameters = dict(network.named_parameters())
-        groups = _groups(network, recipe, rule)
+        groups = _groups(network, recipe, rule, steps)
         # One kernel for all elements of a tensor, in place of ten passes over the memory.
         if recipe.optimizer == "adam":
             self._optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
@@ -76,14 +79,16 @@ class Optimizer:
                 self._optimizer.state[parameter] = kept
 
 
-def _groups(network: nn.Module, recipe: Recipe, rule: WeightRule) -> list[dict[str, object]]:
+def _groups(
+    network: nn.Module, recipe: Recipe, rule: WeightRule, steps: int
+) -> list[dict[str, object]]:
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module in network.modules():
         layer = module if isinstance(module, BinaryConv2d | BinaryLinear) else None
         for name, parameter in module.named_parameters(recurse=False):
             factor, decay = 1.0, 0.0
             if layer is not None and name == "weight":
-                factor = _latent_factor(layer, recipe, rule)
+                factor = _latent_factor(layer, recipe, rule, steps)
             elif layer is not None and name in _SCALES and recipe.optimizer == "adam":
                 factor = _size(parameter, otherwise=_size(layer.scale))
             elif name == "weight" and isinstance(module, nn.Conv2d | nn.Linear):
@@ -96,9 +101,9 @@ def _groups(network: nn.Module, recipe: Recipe, rule: WeightRule) -> list[dict[s
     ]
 
 
-def _latent_factor(layer: BinaryLayer, recipe: Recipe, rule: WeightRule) -> float:
+def _latent_factor(layer: BinaryLayer, recipe: Recipe, rule: WeightRule, steps: int) -> float:
     if recipe.optimizer == "adam":
-        return recipe.latent_rate_factor or rule.learning_rate_factor(layer)
+        return recipe.latent_rate_factor or rule.learning_rate_factor(layer, steps)
     return (recipe.latent_rate_factor or 1.0) / _size(layer.scale) ** 2
 
 

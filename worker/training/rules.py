@@ -17,6 +17,7 @@ from worker.training.recipe import LatentStart
 _DEAD_SHARE = 1e-6
 _LEAST_SIZE = 1e-6
 _LATENT_RATE = 15.0
+_STEPS_TO_SETTLE = 700
 
 
 class WeightRule(Protocol):
@@ -39,10 +40,10 @@ class WeightRule(Protocol):
     def after_step(self, layer: BinaryLayer) -> None:
         """Change the latent weight after each step of the optimizer; without gradients."""
 
-    def learning_rate_factor(self, layer: BinaryLayer) -> float:
+    def learning_rate_factor(self, layer: BinaryLayer, steps: int) -> float:
         """Return what Adam's learning rate is multiplied by for the latent weight.
 
-        A recipe may say otherwise.
+        ``steps`` is how many the training has. A recipe may say otherwise.
         """
 
     def finish(self, layer: BinaryLayer) -> None:
@@ -74,9 +75,12 @@ class ScaledSignRule:
     def after_step(self, layer: BinaryLayer) -> None:
         """Leave the latent weight as it is."""
 
-    def learning_rate_factor(self, layer: BinaryLayer) -> float:
-        """Return 15, measured: as fast as all else, hardly a bit would turn (decision 0017)."""
-        return _LATENT_RATE
+    def learning_rate_factor(self, layer: BinaryLayer, steps: int) -> float:
+        """Return 15, and down to 1 for fewer than 700 steps (decision 0017).
+
+        As fast as all else, hardly a bit would turn; in few steps, what has turned cannot settle.
+        """
+        return max(1.0, _LATENT_RATE * min(1.0, steps / _STEPS_TO_SETTLE))
 
     def finish(self, layer: BinaryLayer) -> None:
         """Turn the filters of negative scales about, so that no scale is negative."""

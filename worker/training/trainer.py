@@ -87,7 +87,6 @@ class Trainer:
         self._estimator = _estimator(recipe.estimator)
         self._stochastic = self._install_quantizers()
         self._teaching = Teaching(self._student, teacher, recipe, self._device, self._bfloat16)
-        self._optimizer = Optimizer(self._student, recipe, rule)
         self._average = (
             MovingAverage(self._student.state_dict(keep_vars=True), recipe.average)
             if recipe.average
@@ -96,6 +95,7 @@ class Trainer:
         self._epoch_steps = len(images) // recipe.batch_size
         self._learning_epochs = recipe.epochs - recipe.settle_epochs
         self._learning_steps = self._learning_epochs * self._epoch_steps
+        self._optimizer = Optimizer(self._student, recipe, rule, steps=self._learning_steps)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the next epoch depends on, as contiguous copies on the CPU."""
