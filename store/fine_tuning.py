@@ -56,8 +56,8 @@ class FineTuning(BaseModel):
         allow_inf_nan=False,
         description="What the learning rate of latent weights is multiplied by: the higher, the "
         "more bits turn. Absent: with adam as the method has it, 15 for bwnh (less in fewer than "
-        "700 steps), Glorot's coefficient turned about for binary_connect, 1 for the others; with sgd 1, of a rate with which the "
-        "weights move that latent weights stand for.",
+        "700 steps), Glorot's coefficient turned about for binary_connect, 1 for the others; with "
+        "sgd 1, of a rate with which the weights move that latent weights stand for.",
     )
     latent: Literal["magnitude", "mean_magnitude", "code"] = Field(
         default="magnitude",
